@@ -1,0 +1,156 @@
+"""The way to Redis: connecting, the Lua scripts, and redis-py's errors said as ours. Nothing else imports redis.
+
+One connection pool per process and event loop. The scripts are loaded by their digest and sent whole only when Redis does not know them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from ledger.errors import LedgerError, LedgerFull, LedgerUnavailable, LedgerUnfit
+from ledger.keys import Keys
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds that Redis has for an answer. It answers in under a millisecond; longer than this is a broken connection."""
+_RETRIES = 2
+
+Answer = Any
+"""What Redis sends back: bytes, numbers, None, and lists of them."""
+
+
+@cache
+def script(name: str) -> tuple[str, str]:
+    """A script of ledger/lua/ with the shared functions in it: (digest, text). The first line stays first: its flags are Redis's."""
+    folder = files("ledger") / "lua"
+    first, _, rest = (folder / f"{name}.lua").read_text().partition("\n")
+    text = f"{first}\n{(folder / '_shared.lua').read_text()}\n{rest}"
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say redis-py's errors as ours."""
+    try:
+        yield
+    except exceptions.OutOfMemoryError as error:
+        raise LedgerFull(f"Redis has no memory left ({error}); raise maxmemory, or wait until builds have finished and expired") from error
+    except exceptions.AuthenticationError as error:
+        raise LedgerUnfit(f"Redis refuses the credentials in CRABPOT_REDIS_URL: {error}") from error
+    except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError, OSError) as error:
+        raise LedgerUnavailable(f"Redis did not answer ({error}); check CRABPOT_REDIS_URL and that Redis runs, then try again") from error
+    except exceptions.ResponseError as error:
+        if str(error).startswith("OOM") or "command not allowed when used memory" in str(error):
+            raise LedgerFull(
+                f"Redis has no memory left ({error}); raise maxmemory, or wait until builds have finished and expired"
+            ) from error
+        if str(error).startswith(("MISCONF", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS")):
+            raise LedgerUnavailable(f"Redis cannot write now: {error}") from error
+        raise LedgerError(f"Redis refused a command of crabpot's: {error}") from error
+
+
+_COMMON: dict[str, Any] = {
+    "socket_timeout": ANSWER_TIMEOUT,
+    "socket_connect_timeout": 5.0,
+    "socket_keepalive": True,
+    "health_check_interval": 30,
+    "protocol": 3,
+}
+
+
+class SyncConnection:
+    """Redis for a program without an event loop: `submit_build()`."""
+
+    def __init__(self, url: str, keys: Keys) -> None:
+        self.keys = keys
+        self._redis = redis.Redis.from_url(url, retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES), **_COMMON)
+
+    def run(self, name: str, *arguments: str | float | bytes) -> Answer:
+        digest, text = script(name)
+        with translated():
+            try:
+                return self._redis.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
+            except exceptions.NoScriptError:
+                return self._redis.execute_command("EVAL", text, 0, self.keys.root, *arguments)
+
+    def command(self, *words: str | float | bytes) -> Answer:
+        with translated():
+            return self._redis.execute_command(*words)
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+class Connection:
+    """Redis for one event loop."""
+
+    def __init__(self, url: str, keys: Keys) -> None:
+        self.keys = keys
+        retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES)
+        self.redis = redis.asyncio.Redis.from_url(url, retry=retry, max_connections=512, **_COMMON)
+
+    async def run(self, name: str, *arguments: str | float | bytes) -> Answer:
+        digest, text = script(name)
+        with translated():
+            try:
+                return await self.redis.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
+            except exceptions.NoScriptError:
+                return await self.redis.execute_command("EVAL", text, 0, self.keys.root, *arguments)
+
+    async def command(self, *words: str | float | bytes) -> Answer:
+        with translated():
+            return await self.redis.execute_command(*words)
+
+    async def commands(self, *commands: tuple[str | float | bytes, ...]) -> list[Answer]:
+        """Several commands in one round trip."""
+        with translated():
+            async with self.redis.pipeline(transaction=False) as pipeline:
+                for words in commands:
+                    pipeline.execute_command(*words)
+                return await pipeline.execute()
+
+    async def read_stream(self, key: str, after: str, *, block: float, count: int = 500) -> list[tuple[str, dict[str, bytes]]]:
+        """Entries of a stream after an id, waiting for the first at most `block` seconds: [(id, fields)]."""
+        with translated():
+            found = await self.redis.xread({key: after}, count=count, block=max(1, int(block * 1000)))
+        entries = _only_stream(found)
+        return [(entry.decode(), {name.decode(): value for name, value in fields.items()}) for entry, fields in entries]
+
+    @asynccontextmanager
+    async def subscribed(self, *channels: str) -> AsyncIterator[PubSub]:
+        """A subscription that is in force when the block begins."""
+        with translated():
+            pubsub = self.redis.pubsub()
+            try:
+                await pubsub.subscribe(*channels)
+                for _ in channels:
+                    await asyncio.wait_for(pubsub.get_message(timeout=ANSWER_TIMEOUT), ANSWER_TIMEOUT)
+                yield pubsub
+            finally:
+                await pubsub.aclose()
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+
+
+def _only_stream(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries of XREAD's answer for one stream, whichever protocol version shaped it."""
+    if not found:
+        return []
+    streams = found.values() if isinstance(found, dict) else [entries for _, entries in found]
+    entries = next(iter(streams))
+    # RESP3 nests the entries once more.
+    return entries[0] if entries and isinstance(entries[0], list) else entries

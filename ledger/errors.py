@@ -1,0 +1,200 @@
+"""Every error that crabpot raises on purpose, as one tree. Outside systems' errors are translated into these at their module.
+
+CrabpotError
+├── InputInvalid            something given to us is wrong; the problems name the fields
+│   ├── RequestInvalid      a build request
+│   │   └── PolicyDenied    a valid request that its project's policy does not allow
+│   ├── SettingsInvalid     the environment
+│   ├── ProjectsInvalid     the projects file
+│   └── WebhookInvalid      a forge's request
+├── NotFound                no such build, project or cursor
+├── Conflict                the record says no
+│   ├── VersionConflict     somebody else wrote first; read again (retryable)
+│   ├── FenceLost           this process no longer leads; stop writing
+│   ├── TooLate             the build has ended, or its tags are being moved
+│   └── PodConflict         a pod of that name exists and is not ours
+├── LedgerError
+│   ├── LedgerUnavailable   Redis did not answer (retryable)
+│   ├── LedgerFull          Redis refuses writes: no memory (retryable)
+│   └── LedgerUnfit         Redis's settings would lose builds; refuse to start
+├── ClusterError
+│   ├── ClusterUnavailable  no answer, 429, 5xx (retryable)
+│   ├── ClusterDenied       401, 403
+│   ├── NoRoom              the namespace's quota is used up (retryable)
+│   ├── LaunchRefused       the cluster will never accept this launch
+│   └── WatchExpired        list again (retryable)
+├── RegistryError
+│   ├── RegistryUnavailable no answer, 5xx (retryable)
+│   ├── RateLimited         429 (retryable)
+│   ├── RegistryDenied      401, 403, or a token with less than was asked for
+│   ├── ManifestUnknown     404: a definite answer
+│   └── RegistryConfused    an answer that breaks the protocol
+└── ServerUnavailable       the REST API did not answer (retryable)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with an input: where, what was given, and what is allowed."""
+
+    path: str
+    given: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: got {self.given}; {self.allowed}"
+
+
+class CrabpotError(Exception):
+    """Something went wrong that crabpot foresaw."""
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, *, retry_after: float | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        self.retry_after = retry_after
+        """Seconds that the other side asked us to wait, if it did."""
+
+
+class InputInvalid(CrabpotError):
+    """The input is not valid."""
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        self.problems = (Problem("", "", problems),) if isinstance(problems, str) else tuple(problems)
+        super().__init__(problems if isinstance(problems, str) else "; ".join(str(problem) for problem in self.problems))
+
+
+class RequestInvalid(InputInvalid):
+    """The build request is not valid."""
+
+
+class PolicyDenied(RequestInvalid):
+    """The project's policy does not allow this request."""
+
+
+class SettingsInvalid(InputInvalid):
+    """A setting is not valid."""
+
+
+class ProjectsInvalid(InputInvalid):
+    """The projects file is not valid."""
+
+
+class WebhookInvalid(InputInvalid):
+    """The webhook's request is not valid."""
+
+
+class NotFound(CrabpotError):
+    """There is no such thing."""
+
+
+class Conflict(CrabpotError):
+    """The record's present state does not allow this."""
+
+
+class VersionConflict(Conflict):
+    """The record was changed by somebody else in the meantime; read it again."""
+
+    retryable = True
+
+
+class FenceLost(Conflict):
+    """Another process leads now; this one must stop writing."""
+
+
+class TooLate(Conflict):
+    """The build can no longer be stopped."""
+
+
+class PodConflict(Conflict):
+    """A pod of this name exists that crabpot did not make."""
+
+
+class LedgerError(CrabpotError):
+    """The ledger failed."""
+
+
+class LedgerUnavailable(LedgerError):
+    """Redis did not answer; check CRABPOT_REDIS_URL and that Redis runs, then try again."""
+
+    retryable = True
+
+
+class LedgerFull(LedgerError):
+    """Redis has no memory left for new builds; raise maxmemory or wait until builds finish."""
+
+    retryable = True
+
+
+class LedgerUnfit(LedgerError):
+    """Redis's settings would lose builds; `crabpot doctor` says how to mend them."""
+
+
+class ClusterError(CrabpotError):
+    """The cluster failed."""
+
+
+class ClusterUnavailable(ClusterError):
+    """The cluster did not answer or is overloaded; it is asked again."""
+
+    retryable = True
+
+
+class ClusterDenied(ClusterError):
+    """The cluster does not allow this to crabpot's account; `crabpot doctor` lists the missing rights."""
+
+
+class NoRoom(ClusterError):
+    """The cluster has no room for the pod now (quota)."""
+
+    retryable = True
+
+
+class LaunchRefused(ClusterError):
+    """The cluster will never accept this launch: the request must change."""
+
+
+class WatchExpired(ClusterError):
+    """The watch's version is too old; list again and go on from there."""
+
+    retryable = True
+
+
+class RegistryError(CrabpotError):
+    """The registry failed."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry did not answer or answered 5xx; it is asked again."""
+
+    retryable = True
+
+
+class RateLimited(RegistryError):
+    """The registry asks for fewer requests."""
+
+    retryable = True
+
+
+class RegistryDenied(RegistryError):
+    """The registry does not allow this with the configured credential."""
+
+
+class ManifestUnknown(RegistryError):
+    """The registry definitely has no such manifest."""
+
+
+class RegistryConfused(RegistryError):
+    """The registry's answer breaks the distribution protocol."""
+
+
+class ServerUnavailable(CrabpotError):
+    """The crabpot server did not answer; check CRABPOT_URL and that `crabpot serve` runs."""
+
+    retryable = True

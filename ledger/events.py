@@ -1,0 +1,84 @@
+"""The events of a build's life: the CDEvents 0.5 vocabulary inside CloudEvents 1.0 JSON.
+
+An event is written in the same atomic call as the change that it tells of. Its id is a function of what happened, so that a repeat
+collapses on (source, id). Where CDEvents has no word (a retry, a cancel) the type is ours, `dev.crabpot.…`; build.finished has no
+outcome of its own, so it stands in customData. The JSON Schema of all of them is `ledger/schemas/event.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID, uuid5
+
+from ledger.build import Build, State
+from ledger.references import ImageReference
+
+CDEVENTS_VERSION = "0.5.0"
+_NAMESPACE = UUID("5c0f8a2e-8f0b-5d65-9b1e-6a2f6a0f7c11")
+
+
+class EventType(StrEnum):
+    """What can happen to a build."""
+
+    QUEUED = "dev.cdevents.build.queued.0.3.0"
+    STARTED = "dev.cdevents.build.started.0.3.0"
+    FINISHED = "dev.cdevents.build.finished.0.3.0"
+    PUBLISHED = "dev.cdevents.artifact.published.0.3.0"
+    RETRIED = "dev.crabpot.build.retried.0.1.0"
+    CANCEL_REQUESTED = "dev.crabpot.build.cancelrequested.0.1.0"
+    CANCELLED = "dev.crabpot.build.cancelled.0.1.0"
+
+
+OUTCOMES = {State.SUCCEEDED: "success", State.FAILED: "failure", State.CANCELLED: "cancel", State.SUPERSEDED: "cancel"}
+
+
+def source_of(project: str) -> str:
+    """The CloudEvents source, a URI reference: the same whichever process writes the event."""
+    return f"/crabpot/projects/{project}"
+
+
+def purl(image: ImageReference, digest: str) -> str:
+    """The artifact's package URL, as CDEvents names images."""
+    name = image.repository.rpartition("/")[2]
+    return f"pkg:oci/{name}@{quote(digest, safe='')}?repository_url={quote(image.name, safe='/')}"
+
+
+def event(kind: EventType, build: Build, *, image: ImageReference | None = None) -> str:
+    """The CloudEvent's JSON for a build as it is *after* the change. `image` is what was published."""
+    source = source_of(build.project)
+    detail = image.reference if image else ""
+    identity = str(uuid5(_NAMESPACE, f"{build.id}/{build.attempt}/{kind}/{detail}"))
+    time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    artifact = purl(build.request.images[0], build.digest) if build.digest and build.request.images else None
+    subject = artifact if kind is EventType.PUBLISHED and artifact else build.id
+    content: dict[str, Any] = {"artifactId": artifact} if kind is EventType.FINISHED and artifact else {}
+    body = {
+        "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": str(kind), "timestamp": time},
+        "subject": {"id": subject, "source": source, "content": content},
+        "customData": _custom(build, image),
+        "customDataContentType": "application/json",
+    }
+    envelope = {"specversion": "1.0", "id": identity, "source": source, "type": str(kind), "subject": subject, "time": time}
+    return json.dumps({**envelope, "datacontenttype": "application/json", "data": body}, separators=(",", ":"))
+
+
+def _custom(build: Build, image: ImageReference | None) -> dict[str, Any]:
+    told = {
+        "build": build.id,
+        "project": build.project,
+        "state": str(build.state),
+        "attempt": build.attempt,
+        "outcome": OUTCOMES.get(build.state),
+        "reason": build.reason and str(build.reason),
+        "message": build.message,
+        "ref": build.request.ref,
+        "commit": build.request.commit,
+        "image": str(image) if image else None,
+        "digest": build.digest,
+        "destinations": list(build.request.destinations),
+    }
+    return {key: value for key, value in told.items() if value is not None}

@@ -1,0 +1,108 @@
+"""Every Redis key of the ledger. The Lua under ledger/lua/ builds the same names from the same prefix.
+
+The braces make all keys one hash slot, which is what scripts that touch many of them need on a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ledger.build import State
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names, for one prefix."""
+
+    prefix: str
+
+    @property
+    def root(self) -> str:
+        """What each key begins with; handed to every script."""
+        return f"{{{self.prefix}}}:"
+
+    def build(self, build: str) -> str:
+        """Hash: the record. Also the Pub/Sub channel that tells of its changes."""
+        return f"{self.root}b:{build}"
+
+    def index(self, project: str | None, state: State | None) -> str:
+        """Sorted set, all scores 0: build ids, which are in order of time."""
+        return f"{self.root}i:{project or ''}:{state or ''}"
+
+    def queue(self, project: str) -> str:
+        """Sorted set: the project's builds that may be admitted, best first."""
+        return f"{self.root}q:{project}"
+
+    def slots(self, project: str = "") -> str:
+        """Sorted set: `build/attempt/platform` -> when the slot was taken (ms). Without a project: all slots."""
+        return f"{self.root}slots:{project}"
+
+    @property
+    def limits(self) -> str:
+        """Hash: project ('' for all) -> how many slots."""
+        return f"{self.root}limits"
+
+    @property
+    def weights(self) -> str:
+        return f"{self.root}weights"
+
+    @property
+    def turns(self) -> str:
+        """Sorted set: projects that have builds to admit and are below their limit -> virtual time; the least goes next."""
+        return f"{self.root}turns"
+
+    @property
+    def due(self) -> str:
+        """Sorted set: unfinished builds -> when the leader looks at them again (ms)."""
+        return f"{self.root}due"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: queued builds that may not be admitted yet -> from when on (ms)."""
+        return f"{self.root}delayed"
+
+    @property
+    def finished(self) -> str:
+        """Sorted set: finished builds -> when they are forgotten (ms)."""
+        return f"{self.root}finished"
+
+    @property
+    def events(self) -> str:
+        """Stream: one field `event`, a CloudEvent's JSON."""
+        return f"{self.root}events"
+
+    @property
+    def projects(self) -> str:
+        """Hash: project -> its part of the projects file, as JSON."""
+        return f"{self.root}projects"
+
+    @property
+    def project_versions(self) -> str:
+        """Hash: project -> a short digest of what `projects` holds."""
+        return f"{self.root}projects:versions"
+
+    def accepted(self, project: str) -> str:
+        """Hash: Git ref -> the commit last accepted for it."""
+        return f"{self.root}accepted:{project}"
+
+    def log(self, build: str, attempt: int) -> str:
+        """Stream: chunks of an attempt's log."""
+        return f"{self.root}log:{build}:{attempt}"
+
+    @property
+    def logs(self) -> str:
+        """Sorted set: `build:attempt` -> when its log was last written; sizes are in `log_sizes`."""
+        return f"{self.root}logs"
+
+    @property
+    def log_sizes(self) -> str:
+        """Hash: `build:attempt` -> bytes; '' -> bytes of all."""
+        return f"{self.root}logs:sizes"
+
+    def tags(self, repository: str) -> str:
+        """Hash: tag -> `sequence digest build`, what the tag is wanted to be."""
+        return f"{self.root}tags:{repository}"
+
+    def lease(self, name: str) -> str:
+        """Hash: owner, fence; expires when it is not renewed."""
+        return f"{self.root}lease:{name}"

@@ -1,0 +1,55 @@
+#!lua flags=allow-oom
+-- Write one change of a build: record, indexes, slots, due time and events in one atomic call.
+-- ARGV: root, id, version that the caller has read, lease or '', its fence, new state, ms until due ('' for none), ms until it may be
+--       admitted ('' for at once), ms to keep it when final, event stream length, number of fields, field, value ... ('' deletes), event ...
+-- Answers: {'ok', version, now} | {'missing'} | {'version', current} | {'fence'} | {'ended', state}
+local id, expected, lease, fence, state = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local key = root .. 'b:' .. id
+local project, old, version, attempt, platforms, priority, sequence =
+  unpack(redis.call('HMGET', key, 'project', 'state', 'version', 'attempt', 'platforms', 'priority', 'sequence'))
+if not old then return {'missing'} end
+if lease ~= '' and redis.call('HGET', root .. 'lease:' .. lease, 'fence') ~= fence then return {'fence'} end
+if old == 'succeeded' or old == 'failed' or old == 'cancelled' or old == 'superseded' then return {'ended', old} end
+if version ~= expected then return {'version', version} end
+
+local now = now_ms()
+local final = state == 'succeeded' or state == 'failed' or state == 'cancelled' or state == 'superseded'
+local fields = tonumber(ARGV[11])
+for at = 12, 11 + 2 * fields, 2 do
+  if ARGV[at + 1] == '' then redis.call('HDEL', key, ARGV[at]) else redis.call('HSET', key, ARGV[at], ARGV[at + 1]) end
+end
+redis.call('HSET', key, 'state', state, 'updated', now)
+redis.call('HINCRBY', key, 'version', 1)
+if state ~= old then
+  index('ZREM', id, project, old)
+  index('ZADD', id, project, state)
+end
+-- Only `starting` and `running` hold slots: to leave them is to give the slots back.
+if state ~= 'starting' and state ~= 'running' and (old == 'starting' or old == 'running') then
+  for _, member in ipairs(members(id, attempt, platforms)) do
+    redis.call('ZREM', root .. 'slots:', member)
+    redis.call('ZREM', root .. 'slots:' .. project, member)
+  end
+  refresh_turn(project)
+end
+if old == 'queued' and state ~= 'queued' then dequeue(id, project) end
+if state == 'queued' and old ~= 'queued' then
+  if ARGV[8] ~= '' then
+    redis.call('ZADD', root .. 'delayed', now + ARGV[8], id)
+    redis.call('HSET', key, 'not_before', now + ARGV[8])
+  else
+    enqueue(id, project, priority, sequence)
+  end
+end
+if final then
+  redis.call('ZREM', root .. 'due', id)
+  redis.call('HDEL', key, 'due', 'not_before')
+  redis.call('HSET', key, 'finished', now)
+  redis.call('ZADD', root .. 'finished', now + ARGV[9], id)
+elseif ARGV[7] ~= '' then
+  redis.call('ZADD', root .. 'due', now + ARGV[7], id)
+  redis.call('HSET', key, 'due', now + ARGV[7])
+end
+for at = 12 + 2 * fields, #ARGV do publish_event(ARGV[at], ARGV[10]) end
+redis.call('PUBLISH', key, state)
+return {'ok', version + 1, now}

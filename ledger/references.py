@@ -1,0 +1,146 @@
+"""Image references, digests and Git refs, parsed once at the edge, so that nothing later guesses with a regex of its own.
+
+The grammar is distribution's (`reference.go`) and the OCI distribution specification's; Git's is `git check-ref-format`.
+Unlike Docker, a registry must be named: a build queue that pushes to "app:1" pushes to somebody else's registry.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
+_HOST = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\]")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_VERSION = re.compile(r"v?\d+\.\d+\.\d+(?:[-+_.][0-9A-Za-z.+_-]+)?")
+_REF_BANNED = re.compile(r"[\x00-\x20\x7f~^:?*\[\\#]|\.\.|@\{|//")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """`registry/repository[:tag][@digest]`, for example `registry.example.com:5000/team/app:1`."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a reference. ValueError says what is wrong and what would be right."""
+        rest, at, digest = text.partition("@")
+        if at:
+            digest = parse_digest(digest)
+        host, slash, path = rest.partition("/")
+        if not slash or not ("." in host or ":" in host or host == "localhost"):
+            raise ValueError("name the registry too, as in registry.example.com/team/app:1")
+        path, colon, tag = path.partition(":")
+        if colon and not _TAG.fullmatch(tag):
+            raise ValueError(f"the tag {tag!r} must be 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'")
+        return cls(parse_registry(host), parse_repository(path), tag or None, digest or None)
+
+    @property
+    def name(self) -> str:
+        """Registry and repository, without tag or digest."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def reference(self) -> str:
+        """What to ask the registry for: the digest if there is one, else the tag (`latest` if there is none)."""
+        return self.digest or self.tag or "latest"
+
+    def with_tag(self, tag: str) -> ImageReference:
+        return ImageReference(self.registry, self.repository, tag)
+
+    def with_digest(self, digest: str) -> ImageReference:
+        return ImageReference(self.registry, self.repository, digest=digest)
+
+    def __str__(self) -> str:
+        return self.name + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def parse_registry(text: str) -> str:
+    """`host[:port]`, as a registry is named in image references."""
+    host, port = text, ""
+    if not text.endswith("]"):
+        head, colon, tail = text.rpartition(":")
+        host, port = (head, tail) if colon else (text, "")
+        if colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"the port of the registry {text!r} must be a number from 1 to 65535")
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"the registry {text!r} must be a host name or address with an optional port, without a scheme")
+    return text
+
+
+def parse_repository(text: str) -> str:
+    if len(text) > 255 or not all(_COMPONENT.fullmatch(part) for part in text.split("/")):
+        raise ValueError(
+            f"the repository {text!r} must be lower-case names joined by '/', each of letters and digits with single '.', '_' or '-' between"
+        )
+    return text
+
+
+def parse_tag(text: str) -> str:
+    if not _TAG.fullmatch(text):
+        raise ValueError(f"the tag {text!r} must be 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'")
+    return text
+
+
+def parse_digest(text: str) -> str:
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"the digest {text[:80]!r} must be 'sha256:' and 64 lower-case hexadecimal digits")
+    return text
+
+
+def parse_commit(text: str) -> str:
+    if not _COMMIT.fullmatch(text):
+        raise ValueError(
+            f"the commit {text[:80]!r} must be a full SHA-1 or SHA-256 in lower-case hexadecimal digits (git rev-parse HEAD prints it)"
+        )
+    return text
+
+
+def parse_git_ref(text: str) -> str:
+    """A full ref name, as `refs/heads/main`; the rules are those of `git check-ref-format`."""
+    parts = text.split("/")
+    bad = (
+        parts[0] != "refs"
+        or len(parts) < 3
+        or _REF_BANNED.search(text)
+        or text.endswith((".", "/"))
+        or any(not part or part.startswith(".") or part.endswith(".lock") for part in parts)
+        or len(text) > 1024
+    )
+    if bad:
+        raise ValueError(
+            f"the Git ref {text[:80]!r} must be a full name as refs/heads/main or refs/tags/v1, as `git check-ref-format` allows"
+        )
+    return text
+
+
+def branch_of(ref: str | None) -> str | None:
+    return ref.removeprefix("refs/heads/") if ref and ref.startswith("refs/heads/") else None
+
+
+def git_tag_of(ref: str | None) -> str | None:
+    return ref.removeprefix("refs/tags/") if ref and ref.startswith("refs/tags/") else None
+
+
+def tag_from(text: str) -> str:
+    """A branch's or Git tag's name as an image tag: what a tag cannot hold becomes '-', cut at 128 characters."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).lstrip(".-")[:128] or "unnamed"
+
+
+def is_fixed(tag: str, *, commit: str | None, ref: str | None) -> bool:
+    """Whether a tag names one source state for good, so that pushing it out of order cannot move it backwards.
+
+    True for a tag with at least seven digits of the commit in it, for the Git tag being built, and for a full version (1.2.3).
+    Everything else (`latest`, a branch, `1.2`) is taken as mutable and moved only in the ledger's order.
+    """
+    if commit and any(commit.startswith(word) for word in re.findall(r"[0-9a-f]{7,64}", tag)):
+        return True
+    git_tag = git_tag_of(ref)
+    return (git_tag is not None and tag == tag_from(git_tag)) or _VERSION.fullmatch(tag) is not None

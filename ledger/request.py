@@ -1,0 +1,420 @@
+"""What a producer asks for: one image from one source at one commit. Frozen, versioned, and checked field by field.
+
+Everything the hand-written Kaniko pods of docs/requests.md set can be said here, in the words of images and builds; what it becomes
+is decided by `worker/kaniko.py`. What a project *may* use is decided by its policy (`ledger/policy.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from ledger.errors import Problem, RequestInvalid
+from ledger.quantities import parse_cpu, parse_duration, parse_memory
+from ledger.references import ImageReference, is_fixed, parse_commit, parse_git_ref, parse_registry, parse_repository
+
+SCHEMA_VERSION: Literal[1] = 1
+SECRET_LOOKING = re.compile(r"(?i)passw|secret|token|api_?key|private_?key|credential|(?<![a-z])(?:pwd|pat)(?![a-z])")
+RESERVED_ENVIRONMENT = re.compile(
+    r"(?i)KANIKO_.*|GIT_.*|DOCKER_CONFIG|GOOGLE_APPLICATION_CREDENTIALS|OTEL_.*|SSL_CERT_(DIR|FILE)|HOME|USER|PATH|IFS|LD_.*"
+)
+"""Variables that steer Kaniko itself, or that crabpot sets: they are said by fields of the request, not by its environment."""
+EXTRA_FLAGS: dict[str, re.Pattern[str]] = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "cache-copy-layers": "true|false", "cache-run-layers": "true|false", "cleanup": "true|false", "compressed-caching": "true|false",
+        "compression": "gzip|zstd", "compression-level": r"-?\d{1,2}", "git": r"[a-z-]+=[\w./-]+(,[a-z-]+=[\w./-]+)*",
+        "ignore-path": r"/[^,]*", "image-download-retry": r"\d{1,2}", "image-fs-extract-retry": r"\d{1,2}", "image-format": "docker|oci",
+        "log-timestamp": "true|false", "push-ignore-immutable-tag-errors": "true|false", "push-retry": r"\d{1,2}", "reproducible": "true|false",
+        "single-snapshot": "true|false", "skip-push-permission-check": "true|false", "skip-unused-stages": "true|false",
+        "snapshot-mode": "full|redo|time", "use-new-run": "true|false", "verbosity": "trace|debug|info|warn|error",
+    }.items()
+}  # fmt: skip
+"""Further Kaniko flags that a request may set, and the values each takes. None of them names a host, a file to write or a credential."""
+
+
+def _checked(parse: Any) -> AfterValidator:
+    """Keep the text as given, once `parse` accepts it."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _relative(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise ValueError("must be a path below the context, without '..'")
+    return path
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/") or ".." in path.split("/") or "\0" in path or ":" in path:
+        raise ValueError("must be an absolute path without '..' or ':'")
+    return path
+
+
+def _git_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@#?]+/[^\s@#?]+", url):
+        raise ValueError("must be an http(s) clone URL without a user, password, query or fragment; credentials come from `secrets.git`")
+    return url
+
+
+def _tarball_url(url: str) -> str:
+    if not re.fullmatch(r"(https|gs|s3)://[^\s/@#]+/[^\s@#]+", url):
+        raise ValueError("must be https://, gs:// or s3:// and name a .tar.gz, without a user or password")
+    return url
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+"""The name of a Kubernetes object (RFC 1123 subdomain)."""
+Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Key = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", max_length=316)
+]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=65536)]
+RelativePath = Annotated[str, AfterValidator(_relative), StringConstraints(max_length=1024)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute), StringConstraints(max_length=1024)]
+Image = Annotated[str, _checked(ImageReference.parse)]
+RegistryHost = Annotated[str, _checked(parse_registry)]
+Memory = Annotated[str, _checked(parse_memory)]
+Cpu = Annotated[str, _checked(parse_cpu)]
+CloneUrl = Annotated[str, AfterValidator(_git_url)]
+Duration = Annotated[str, _checked(parse_duration)]
+"""A length of time as `90s`, `30m`, `6h` or `7d`."""
+
+
+class Frozen(BaseModel):
+    """A value that never changes once made, and that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GitSource(Frozen):
+    """A commit of a Git repository, over http(s)."""
+
+    kind: Literal["git"]
+    url: CloneUrl
+    ref: Annotated[str, _checked(parse_git_ref)] | None = None
+    """The full ref that the commit was pushed to; it orders mutable tags and becomes `org.opencontainers.image.ref.name`."""
+    commit: Annotated[str, _checked(parse_commit)]
+    submodules: bool = False
+    sub_path: RelativePath = ""
+
+
+class HostPathSource(Frozen):
+    """A folder on the node that the build is pinned to."""
+
+    kind: Literal["host_path"]
+    path: AbsolutePath
+    sub_path: RelativePath = ""
+
+
+class ClaimSource(Frozen):
+    """A folder on a PersistentVolumeClaim of the project's namespace."""
+
+    kind: Literal["claim"]
+    claim: Name
+    sub_path: RelativePath = ""
+
+
+class ConfigMapSource(Frozen):
+    """The files of a ConfigMap of the project's namespace."""
+
+    kind: Literal["config_map"]
+    config_map: Name
+    sub_path: RelativePath = ""
+
+
+class TarballSource(Frozen):
+    """A .tar.gz over https, or in object storage (gs://, s3://)."""
+
+    kind: Literal["tarball"]
+    url: Annotated[str, AfterValidator(_tarball_url)]
+    sub_path: RelativePath = ""
+    s3_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/@#?]+$")] | None = None
+    """For stores that speak S3 but are not AWS; paths are then used instead of host names."""
+
+
+Source = Annotated[GitSource | HostPathSource | ClaimSource | ConfigMapSource | TarballSource, Field(discriminator="kind")]
+
+
+class SecretValue(Frozen):
+    """One key of a Secret in the project's namespace, named and never read by the producer."""
+
+    secret: Name
+    key: Key
+
+
+class Cache(Frozen):
+    """Kaniko's layer cache in a registry."""
+
+    repository: Annotated[str, _checked(ImageReference.parse)]
+    """As `registry.example.com/team/app/cache`, without a tag."""
+    ttl: Duration = "336h"
+
+    @model_validator(mode="after")
+    def _bare(self) -> Self:
+        reference = ImageReference.parse(self.repository)
+        if reference.tag or reference.digest:
+            raise ValueError("the cache's repository takes no tag or digest")
+        return self
+
+
+class TarOutput(Frozen):
+    """Where the image is written as a tar, beside or instead of a push: exactly one of the two places."""
+
+    host_path: AbsolutePath | None = None
+    """A folder on the node."""
+    claim: Name | None = None
+    """A PersistentVolumeClaim."""
+    path: RelativePath = "image.tar"
+    """The tar's file below that place."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.host_path is None) == (self.claim is None):
+            raise ValueError("name either host_path or claim")
+        return self
+
+
+class Toleration(Frozen):
+    """A node taint that the build's pod may run on."""
+
+    key: LabelKey | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: LabelValue = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Placement(Frozen):
+    """Where the build may run."""
+
+    node_selector: dict[LabelKey, LabelValue] = {}
+    node_name: Name | None = None
+    tolerations: tuple[Toleration, ...] = ()
+    affinity: dict[Literal["nodeAffinity", "podAffinity", "podAntiAffinity"], dict[str, Any]] = {}
+    """As in a pod's spec; the cluster checks its inside."""
+    runtime_class: Name | None = None
+    priority_class: Name | None = None
+
+
+class Identity(Frozen):
+    """Who the build's pod is, to the cluster and to the people who look at it."""
+
+    service_account: Name | None = None
+    """For workload identity; its API token is not mounted."""
+    labels: dict[LabelKey, LabelValue] = {}
+    annotations: dict[LabelKey, Text] = {}
+    image_pull_secrets: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> Self:
+        for key in (*self.labels, *self.annotations):
+            if key.partition("/")[0].endswith(("crabpot.dev", "kubernetes.io", "k8s.io")) and "/" in key:
+                raise ValueError(f"{key!r}: keys of crabpot.dev and kubernetes.io are set by crabpot and Kubernetes only")
+        return self
+
+
+class MountedSecret(Frozen):
+    """A secret that a Dockerfile mounts by `RUN --mount=type=secret,id=…`."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    value: SecretValue
+
+
+class GitCredentials(Frozen):
+    """A Secret with `username` and `password`, or with `token`."""
+
+    secret: Name
+    kind: Literal["password", "token"] = "password"
+
+
+class Secrets(Frozen):
+    """Secrets by name; their values never pass through crabpot's records."""
+
+    docker_config: SecretValue | None = None
+    """A docker config.json, by which Kaniko pulls and pushes."""
+    google_key: SecretValue | None = None
+    """A Google service account's key file, mounted and named by GOOGLE_APPLICATION_CREDENTIALS."""
+    git: GitCredentials | None = None
+    mounts: tuple[MountedSecret, ...] = ()
+
+
+class Registries(Frozen):
+    """How registries are reached."""
+
+    map: dict[RegistryHost, tuple[str, ...]] = {}
+    """Registry -> the registries (with an optional path) to pull from instead, in order."""
+    mirrors: tuple[str, ...] = ()
+    """Mirrors of the default registry."""
+    insecure: tuple[RegistryHost, ...] = ()
+    """Registries spoken to over plain HTTP."""
+    skip_tls_verify: tuple[RegistryHost, ...] = ()
+    certificates: dict[RegistryHost, SecretValue] = {}
+    """Registry -> the Secret's key that holds its CA certificate (PEM)."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for target in (*self.mirrors, *(target for targets in self.map.values() for target in targets)):
+            host, _, path = target.partition("/")
+            parse_registry(host)
+            if path:
+                parse_repository(path)
+        return self
+
+
+class Resources(Frozen):
+    """What the build's container is given: requests and limits are equal for memory, CPU is a request with the same limit."""
+
+    cpu: Cpu | None = None
+    memory: Memory | None = None
+    ephemeral_storage: Memory | None = None
+
+
+class Deadlines(Frozen):
+    """How long a build may stay in each state; unset ones come from the project."""
+
+    queued: Duration | None = None
+    pending: Duration | None = None
+    running: Duration | None = None
+    publishing: Duration | None = None
+
+
+class BuildRequest(Frozen):
+    """One image to be built, with all its tags, from one source."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    project: Project
+    source: Source
+    dockerfile: RelativePath = "Dockerfile"
+    destinations: tuple[Image, ...] = ()
+    """The first names the image; further tags of its repository are set after the push; other repositories are pushed too."""
+    push: bool = True
+    tar: TarOutput | None = None
+    build_args: dict[Variable, Text | SecretValue] = {}
+    target: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")] | None = None
+    labels: dict[Annotated[str, StringConstraints(pattern=r"^[^\s=\x00]{1,255}$")], Text] = {}
+    platforms: tuple[Annotated[str, StringConstraints(pattern=r"^linux/[a-z0-9]+(/v[0-9]+)?$")], ...] = ("linux/amd64",)
+    cache: Cache | None = None
+    placement: Placement = Placement()
+    identity: Identity = Identity()
+    environment: dict[Variable, Text] = {}
+    """For the executor's process: HTTP_PROXY, HTTPS_PROXY, NO_PROXY and the like."""
+    secrets: Secrets = Secrets()
+    registries: Registries = Registries()
+    resources: Resources = Resources()
+    deadlines: Deadlines = Deadlines()
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Higher goes first within the project."""
+    flags: dict[str, str] = {}
+    """Further Kaniko flags, by name without the dashes; see docs/requests.md for those that are allowed."""
+
+    max_platforms: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        given = [ImageReference.parse(text) for text in self.destinations]
+        if any(reference.digest or not reference.tag for reference in given):
+            raise ValueError("destinations: each needs a tag and no digest, as registry.example.com/team/app:1")
+        if len(set(self.destinations)) < len(given):
+            raise ValueError("destinations: the same image is named twice")
+        if self.push and not given:
+            raise ValueError("destinations: name at least one image to push, or set push to false")
+        if not self.push and not (given and self.tar):
+            raise ValueError("push: without a push, a destination (the image's name in the tar) and `tar` are needed")
+        if len(self.platforms) != 1:
+            raise ValueError("platforms: exactly one platform for now")
+        for reference in given[1:]:
+            if reference.name != given[0].name and not self.is_fixed(reference):
+                raise ValueError(
+                    f"destinations: {reference} is in another repository than the first, where only tags that never move can be set: "
+                    "one with the commit in it, the Git tag, or a full version as 1.2.3"
+                )
+        for name in self.environment:
+            if RESERVED_ENVIRONMENT.fullmatch(name):
+                raise ValueError(
+                    f"environment: {name} steers the executor and cannot be set here; see docs/requests.md for the field that says it"
+                )
+        for name, value in self.build_args.items():
+            if isinstance(value, str) and SECRET_LOOKING.search(name):
+                raise ValueError(
+                    f"build_args: {name} looks like a secret; give it as {{secret, key}}, or better mount it by secrets.mounts (build arguments stay in the image's history)"
+                )
+        for name, text in self.environment.items():
+            if SECRET_LOOKING.search(name) or re.search(r"://[^/\s]*:[^/\s]*@", text):
+                raise ValueError(f"environment: {name} holds or looks like a secret; secrets are named under `secrets`")
+        for name, text in self.flags.items():
+            allowed = EXTRA_FLAGS.get(name)
+            if allowed is None:
+                raise ValueError(f"flags: {name!r} is not allowed; allowed are {', '.join(sorted(EXTRA_FLAGS))}")
+            if not allowed.fullmatch(text):
+                raise ValueError(f"flags: {name} takes {allowed.pattern}, not {text!r}")
+        return self
+
+    @property
+    def images(self) -> tuple[ImageReference, ...]:
+        return tuple(ImageReference.parse(text) for text in self.destinations)
+
+    @property
+    def commit(self) -> str | None:
+        return self.source.commit if isinstance(self.source, GitSource) else None
+
+    @property
+    def ref(self) -> str | None:
+        return self.source.ref if isinstance(self.source, GitSource) else None
+
+    def is_fixed(self, reference: ImageReference) -> bool:
+        return is_fixed(reference.tag or "latest", commit=self.commit, ref=self.ref)
+
+    def to_json(self) -> str:
+        """The wire form: what differs from the defaults, and always the schema's version."""
+        return f'{{"schema_version":{SCHEMA_VERSION},{self.model_dump_json(exclude_defaults=True)[1:]}'
+
+    @classmethod
+    def parse(cls, given: Any) -> Self:
+        """Validate a mapping or a JSON text; RequestInvalid names each bad field, what was given and what is allowed."""
+        try:
+            return cls.model_validate_json(given) if isinstance(given, str | bytes | bytearray) else cls.model_validate(given)
+        except ValidationError as error:
+            raise RequestInvalid(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Pydantic's findings as ours: the path as `build_args.NAME`, and nothing that looks like a secret repeated."""
+    return [_problem(detail) for detail in error.errors(include_url=False, include_context=False)]
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    kinds = {"git", "host_path", "claim", "config_map", "tarball"}
+    path = ".".join(
+        str(part) for number, part in enumerate(detail["loc"]) if not (number == 1 and detail["loc"][0] == "source" and part in kinds)
+    )
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error" and not path:
+        path, _, message = message.partition(": ")
+    given = detail["input"]
+    if detail["type"] == "missing":
+        shown = "nothing"
+    elif isinstance(given, dict) or SECRET_LOOKING.search(path):
+        shown = "a value not shown here"
+    else:
+        shown = json.dumps(given, default=str)[:120]
+    return Problem(path or "request", shown, message)
+
+
+def seconds(duration: str | None, default: float) -> float:
+    return parse_duration(duration) if duration else default
+
+
+def after(duration: str) -> timedelta:
+    return timedelta(seconds=parse_duration(duration))

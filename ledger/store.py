@@ -1,0 +1,254 @@
+"""The ledger: what may be done to the builds in Redis. The truth is here; a Celery message is only a nudge.
+
+Every change is one Lua call (ledger/lua/) that writes record, indexes, slots, due time and events together, and is refused when
+somebody else has written in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self
+
+from ledger.build import Build, BuildPage, State, moment
+from ledger.codec import decode, encode, pairs
+from ledger.connection import Answer, Connection
+from ledger.errors import FenceLost, NotFound, TooLate, VersionConflict
+from ledger.keys import Keys
+from ledger.leases import Leases
+from ledger.logbook import Logbook
+from ledger.projects import Projects, ProjectSettings, version_of
+from ledger.quantities import parse_memory
+from ledger.settings import Settings
+from ledger.submission import Submission
+from ledger.tags import Tags
+
+MAX_PAGE = 500
+_PULSE = 15.0
+"""Seconds after which a waiter reads the record again although no message came: Pub/Sub may drop one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Proof of holding a lease: a write that carries it fails once somebody else holds the lease."""
+
+    lease: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a queued build waits."""
+
+    position: int | None
+    """How many of its project go before it; None while it waits for a time."""
+    project_slots: int
+    project_limit: int | None
+    slots: int
+    limit: int
+
+    def say(self, not_before: datetime | None) -> str:
+        if self.position is None:
+            return f"a retry's delay, until {not_before:%H:%M:%S} UTC" if not_before else "its turn"
+        if self.project_limit is not None and self.project_slots >= self.project_limit:
+            return (
+                f"the project's limit: {self.project_slots} of {self.project_limit} builds run; {self.position} of the project go before it"
+            )
+        if self.slots >= self.limit:
+            return f"the global limit: {self.slots} of {self.limit} builds run; {self.position} of the project go before it"
+        return f"its turn; {self.position} of the project go before it"
+
+
+class Ledger:
+    """All builds, slots, due times and events, over one connection. Async; safe to share within its event loop."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._connection, self._keys, self._settings = connection, connection.keys, settings
+        self.leases = Leases(connection)
+        self.logs = Logbook(connection, parse_memory(settings.log_bytes_per_build), parse_memory(settings.log_bytes_total))
+        self.tags = Tags(connection)
+        self.submissions = Submission(settings.event_stream_length)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """A ledger on the Redis that the settings name; connects when first used."""
+        return cls(Connection(settings.redis_url, Keys(settings.prefix)), settings)
+
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def read(self, build: str) -> Build:
+        """One build. NotFound where there is none."""
+        fields = await self._connection.command("HGETALL", self._keys.build(build))
+        if not fields:
+            raise NotFound(f"there is no build {build}; `crabpot list` shows those that there are")
+        return decode(build, pairs(fields))
+
+    async def read_many(self, builds: Sequence[str]) -> list[Build]:
+        """Those of the builds that there are, in the given order, in one round trip."""
+        if not builds:
+            return []
+        answers = await self._connection.commands(*(("HGETALL", self._keys.build(build)) for build in builds))
+        return [decode(build, pairs(fields)) for build, fields in zip(builds, answers, strict=True) if fields]
+
+    async def page(
+        self, *, project: str | None = None, state: State | None = None, cursor: str | None = None, limit: int = 50
+    ) -> BuildPage:
+        """Builds newest first; give `cursor` back to read on."""
+        upper = f"({cursor}" if cursor else "+"
+        found = await self._connection.command(
+            "ZREVRANGEBYLEX", self._keys.index(project, state), upper, "-", "LIMIT", 0, min(limit, MAX_PAGE) + 1
+        )
+        ids = [word.decode() for word in found]
+        more = len(ids) > min(limit, MAX_PAGE)
+        ids = ids[: min(limit, MAX_PAGE)]
+        return BuildPage(builds=tuple(await self.read_many(ids)), cursor=ids[-1] if more else None)
+
+    async def admit(self, look_again: timedelta) -> Build | None:
+        """Take the slots for the build whose turn it is and make it `starting`; None when nothing fits or waits."""
+        answer = await self._connection.run("admit", _ms(look_again))
+        return decode(answer[1].decode(), pairs(answer[2])) if answer[0] == b"admitted" else None
+
+    async def transition(
+        self,
+        build: Build,
+        state: State,
+        *,
+        due: timedelta | None,
+        events: Sequence[str] = (),
+        delay: timedelta | None = None,
+        fence: Fence | None = None,
+        **changes: Any,
+    ) -> Build:
+        """Write one change: the new state, changed fields of the record, when it is due again, and what is told of it.
+
+        `due` None leaves the due time as it is. `delay` is how long a build that goes back to the queue may not be admitted.
+        VersionConflict, TooLate (it has ended), FenceLost, NotFound. Slots go back when it leaves starting and running.
+        """
+        flat = encode(changes)
+        answer = await self._connection.run(
+            "transition", build.id, build.version, fence.lease if fence else "", fence.value if fence else "", state,
+            "" if due is None else _ms(due), "" if delay is None else _ms(delay), int(self._settings.keep_finished_seconds * 1000),
+            self._settings.event_stream_length, len(flat) // 2, *flat, *events,
+        )  # fmt: skip
+        _check(answer, build)
+        now = moment(answer[2])
+        marks: dict[str, Any] = {"finished": now} if state.final else {}
+        return build.model_copy(update={**changes, **marks, "state": state, "version": int(answer[1]), "updated": now})
+
+    async def due(self, count: int = 200) -> list[str]:
+        """Builds whose due time has come."""
+        now = await self._connection.command("TIME")
+        found = await self._connection.command(
+            "ZRANGEBYSCORE", self._keys.due, "-inf", int(now[0]) * 1000 + int(now[1]) // 1000, "LIMIT", 0, count
+        )
+        return [word.decode() for word in found]
+
+    async def postpone(self, build: str, delay: timedelta) -> None:
+        """Look at a due build again after a while, unless it has ended in the meantime."""
+        now = await self._connection.command("TIME")
+        await self._connection.command("ZADD", self._keys.due, "XX", int(now[0]) * 1000 + int(now[1]) // 1000 + _ms(delay), build)
+
+    async def next_due(self) -> float | None:
+        """Seconds until the next due or delayed build, by Redis's clock; negative when it is late, None when there is none."""
+        time, due, delayed = await self._connection.commands(
+            ("TIME",), ("ZRANGE", self._keys.due, 0, 0, "WITHSCORES"), ("ZRANGE", self._keys.delayed, 0, 0, "WITHSCORES")
+        )
+        now = int(time[0]) * 1000 + int(time[1]) // 1000
+        scores = [float(found[0][1] if isinstance(found[0], list | tuple) else found[1]) for found in (due, delayed) if found]
+        return min((score - now) / 1000 for score in scores) if scores else None
+
+    async def slots(self) -> dict[str, datetime]:
+        """Every slot that is taken, `build/attempt/platform` -> since when."""
+        found = await self._connection.command("ZRANGE", self._keys.slots(), 0, -1, "WITHSCORES")
+        rows = found if not found or isinstance(found[0], list | tuple) else list(zip(found[::2], found[1::2], strict=True))
+        return {member.decode(): moment(score) for member, score in rows}
+
+    async def waiting(self, build: Build) -> Waiting:
+        """Why a queued build waits, as things stand."""
+        rank, project_slots, slots, project_limit, limit = await self._connection.commands(
+            ("ZRANK", self._keys.queue(build.project), build.id),
+            ("ZCARD", self._keys.slots(build.project)), ("ZCARD", self._keys.slots()),
+            ("HGET", self._keys.limits, build.project), ("HGET", self._keys.limits, ""),
+        )  # fmt: skip
+        return Waiting(rank, project_slots, int(project_limit) if project_limit else None, slots, int(limit or 20))
+
+    async def count(self) -> dict[State, int]:
+        """How many builds there are in each state."""
+        answers = await self._connection.commands(*(("ZCARD", self._keys.index(None, state)) for state in State))
+        return dict(zip(State, answers, strict=True))
+
+    async def events(self, after: str = "$", *, block: float = 1.0, count: int = 500) -> list[tuple[str, bytes]]:
+        """Events after a stream id, waiting for the first at most `block` seconds: [(id, CloudEvent's JSON)]."""
+        return [
+            (entry, fields["event"])
+            for entry, fields in await self._connection.read_stream(self._keys.events, after, block=block, count=count)
+        ]
+
+    async def last_event(self) -> str:
+        """The id of the newest event; read on from there."""
+        found = await self._connection.command("XREVRANGE", self._keys.events, "+", "-", "COUNT", 1)
+        return found[0][0].decode() if found else "0-0"
+
+    async def expire(self, count: int = 100) -> int:
+        """Forget finished builds whose time has come, at most so many; answers how many."""
+        return int(await self._connection.run("expire", count))
+
+    async def store_projects(self, projects: Projects) -> None:
+        """Store the projects file; its policies and limits take effect at the next submit and admission."""
+        rows: list[str | int] = []
+        for name, project in projects.projects.items():
+            stored = project.model_dump_json(exclude_defaults=True)
+            rows += (name, stored, version_of(stored), "" if project.max_builds is None else project.max_builds, project.weight)
+        await self._connection.run("projects", projects.limits.max_builds, *rows)
+
+    async def project(self, name: str) -> ProjectSettings:
+        """A project as the projects file said it. NotFound where it is not there."""
+        stored = await self._connection.command("HGET", self._keys.projects, name)
+        if stored is None:
+            raise NotFound(f"there is no project {name!r}; add it to the projects file and restart `crabpot serve` or `crabpot watch`")
+        return ProjectSettings.model_validate_json(stored)
+
+    async def projects(self) -> dict[str, ProjectSettings]:
+        """All projects by name."""
+        stored = pairs(await self._connection.command("HGETALL", self._keys.projects))
+        return {name: ProjectSettings.model_validate_json(text) for name, text in stored.items()}
+
+    @asynccontextmanager
+    async def changes(self, build: str) -> AsyncIterator[AsyncIterator[Build]]:
+        """Follow one build: its record now, and again after every change until it has ended. Costs other waiters nothing."""
+
+        async def follow() -> AsyncIterator[Build]:
+            while True:
+                record = await self.read(build)
+                yield record
+                if record.state.final:
+                    return
+                async with asyncio.timeout(_PULSE + 5):
+                    await pubsub.get_message(ignore_subscribe_messages=True, timeout=_PULSE)
+
+        async with self._connection.subscribed(self._keys.build(build)) as pubsub:
+            yield follow()
+
+
+def _check(answer: Answer, build: Build) -> None:
+    match answer[0]:
+        case b"missing":
+            raise NotFound(f"there is no build {build.id} any more")
+        case b"version":
+            raise VersionConflict(f"build {build.id} is at version {int(answer[1])}, not {build.version}: somebody else wrote it")
+        case b"fence":
+            raise FenceLost
+        case b"ended":
+            raise TooLate(f"build {build.id} has ended: {answer[1].decode()}")
+
+
+def _ms(time: timedelta) -> int:
+    return max(0, round(time.total_seconds() * 1000))

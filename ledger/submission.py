@@ -1,0 +1,115 @@
+"""Submitting builds, said without a connection, so that the sync and the async producer send the very same call.
+
+Policy is checked in the producer against the project as stored in the ledger. The copy is kept; the Lua refuses when it is out of
+date and sends the current one along, so that a submit is one round trip except after a change of policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from uuid6 import uuid7
+
+from ledger.build import Build, State, moment
+from ledger.errors import NotFound, PolicyDenied, Problem
+from ledger.events import EventType, event
+from ledger.policy import check
+from ledger.projects import ProjectSettings
+from ledger.quantities import parse_duration
+from ledger.request import BuildRequest
+
+QUEUED_DEADLINE = "24h"
+"""How long a build may wait where neither request nor project says."""
+KEY_SECONDS = 7 * 86400
+"""How long an idempotency key is remembered."""
+DELIVERY_SECONDS = 3 * 86400
+"""How long a webhook's delivery id is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """A forge's delivery that the builds come from: dropped as a whole when it was seen before."""
+
+    delivery: str
+    ref: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A build as it is about to be submitted."""
+
+    build: Build
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The push was taken in before: the same delivery, or the same commit as the last accepted one of its ref."""
+
+    why: str
+
+
+class Stale(Exception):  # noqa: N818 - a signal within this room, not an error
+    """The caller's copy of the project was out of date; it is current now: send the call again."""
+
+
+class Submission:
+    """Drafts, the arguments of `submit.lua`, and what its answer means; keeps the projects' policies between calls."""
+
+    def __init__(self, event_stream_length: int) -> None:
+        self._length = event_stream_length
+        self._projects: dict[str, tuple[str, ProjectSettings]] = {}
+
+    def arguments(self, project: str, drafts: Sequence[Draft], push: Push | None = None) -> list[str | int]:
+        """Check the drafts against the project's policy and give the script's arguments. PolicyDenied."""
+        version, settings = self._projects.get(project, ("", None))
+        head: list[str | int] = [project, version, self._length]
+        origin: list[str | int] = [push.delivery, DELIVERY_SECONDS, push.ref, push.commit] if push else ["", 0, "", ""]
+        rows: list[str | int] = [*head, *origin]
+        for draft in drafts if settings else ():
+            assert settings is not None
+            request = draft.build.request
+            check(request, settings.allowed, settings.repository)
+            deadline = parse_duration(request.deadlines.queued or settings.deadlines.queued or QUEUED_DEADLINE)
+            rows += (
+                draft.build.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.priority,
+                int(deadline * 1000), event(EventType.QUEUED, draft.build),
+            )  # fmt: skip
+        return rows
+
+    def result(self, answer: Any, project: str, drafts: Sequence[Draft]) -> list[Build] | Seen:
+        """The builds as taken in; a draft whose key was used before gives a build with the first one's id and version 0: read it.
+
+        Stale: the policy is fetched now; send the call again. NotFound: no such project.
+        """
+        match answer[0]:
+            case b"policy":
+                if answer[1] is None:
+                    self._projects.pop(project, None)
+                    raise NotFound(
+                        f"there is no project {project!r}; add it to the projects file and restart `crabpot serve` or `crabpot watch`"
+                    )
+                self._projects[project] = (answer[1].decode(), ProjectSettings.model_validate_json(answer[2]))
+                raise Stale
+            case b"delivery":
+                return Seen("this delivery was taken in before")
+            case b"repeat":
+                return Seen("this commit is the last one accepted for its ref")
+        now = moment(answer[1])
+        taken = []
+        for draft, (build, sequence, position, new) in zip(drafts, answer[2:], strict=True):
+            changes: dict[str, Any] = {"id": build.decode(), "sequence": sequence, "position": position, "created": now, "updated": now}
+            taken.append(draft.build.model_copy(update={**changes, "version": int(new)}))
+        return taken
+
+
+def draft(request: BuildRequest, key: str | None = None) -> Draft:
+    """A new build for a request, with its id."""
+    if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
+        raise PolicyDenied([Problem("idempotency_key", repr(key)[:80], "must be 1 to 200 printable characters")])
+    now = datetime.now(UTC)
+    return Draft(Build.model_construct(id=str(uuid7()), request=request, state=State.QUEUED, created=now, updated=now), key or "")
