@@ -14,15 +14,13 @@ from typing import Any
 from uuid6 import uuid7
 
 from ledger.build import Build, State, moment
+from ledger.deadlines import allowance
 from ledger.errors import NotFound, PolicyDenied, Problem
 from ledger.events import EventType, event
 from ledger.policy import check
 from ledger.projects import ProjectSettings
-from ledger.quantities import parse_duration
 from ledger.request import BuildRequest
 
-QUEUED_DEADLINE = "24h"
-"""How long a build may wait where neither request nor project says."""
 KEY_SECONDS = 7 * 86400
 """How long an idempotency key is remembered."""
 DELIVERY_SECONDS = 3 * 86400
@@ -53,7 +51,7 @@ class Seen:
     why: str
 
 
-class Stale(Exception):  # noqa: N818 - a signal within this room, not an error
+class Stale(Exception):
     """The caller's copy of the project was out of date; it is current now: send the call again."""
 
 
@@ -74,10 +72,10 @@ class Submission:
             assert settings is not None
             request = draft.build.request
             check(request, settings.allowed, settings.repository)
-            deadline = parse_duration(request.deadlines.queued or settings.deadlines.queued or QUEUED_DEADLINE)
+            deadline = allowance(State.QUEUED, request.deadlines, settings.deadlines)
             rows += (
                 draft.build.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.priority,
-                int(deadline * 1000), event(EventType.QUEUED, draft.build),
+                int(deadline.total_seconds() * 1000), event(EventType.QUEUED, draft.build),
             )  # fmt: skip
         return rows
 

@@ -1,0 +1,12 @@
+"""The Celery tasks' stable names and where they go: what the leader sends and the worker takes. No celery is imported here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DISPATCH: Final = "crabpot.dispatch"
+"""Admit what fits and start it; with a build's id, repeat that build's start first."""
+FINISH: Final = "crabpot.finish"
+"""Settle a build whose executor has succeeded, or whose pod was lost: confirm, tag, publish."""
+
+ROUTES: Final = {DISPATCH: {"queue": "crabpot.dispatch"}, FINISH: {"queue": "crabpot.finish"}}

@@ -1,0 +1,103 @@
+"""Writing the end of an attempt: what each platform came to, the slots back, and the next state, in one ledger call."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ledger.build import Attempt, Build, PlatformRun, Reason, ReasonClass, State
+from ledger.deadlines import allowance
+from ledger.events import EventType, event
+from ledger.store import Fence
+from worker.cluster import Pod
+from worker.outcome import Outcome
+from worker.place import Place
+from worker.redaction import clean
+from worker.retries import next_try
+
+_RECOVERABLE = frozenset({Reason.POD_LOST, Reason.NODE_LOST, Reason.EVICTED})
+"""The attempt may have pushed before it was lost: the registry is asked before it is tried again."""
+_FINISH_AGAIN = timedelta(seconds=15)
+"""When `finish` is nudged again if nothing came of the first nudge."""
+
+
+async def end_attempt(
+    place: Place,
+    build: Build,
+    outcomes: Mapping[str, Outcome],
+    *,
+    pods: Mapping[str, Pod] | None = None,
+    log_tail: tuple[str, ...] = (),
+    retry_after: float | None = None,
+    fence: Fence | None = None,
+) -> Build:
+    """Record the end of the current attempt. VersionConflict and TooLate mean that somebody else did.
+
+    `outcomes` and `pods` go by platform. The next state: cancelled where that was asked for; publishing after a success (succeeded
+    where nothing is pushed) and after a loss that the registry may know more of; else queued again or failed, by the reason's class.
+    """
+    attempt = _written(build.current, outcomes, pods or {}, log_tail)
+    worst = next((outcome for outcome in outcomes.values() if outcome.reason), None)
+    digest = next((outcome.digest for outcome in outcomes.values() if outcome.digest), None)
+    record = build.model_copy(update={"attempts": build.with_attempt(attempt)})
+    changes: dict[str, Any] = {"attempts": record.attempts}
+    if build.cancel_requested:
+        return await finalize(place, record, State.CANCELLED, fence, **changes, reason=Reason.CANCELLED, message="cancelled while it ran")
+    if worst is None:
+        changes |= {"digest": digest, "reason": None, "message": None, "publish_tries": 0}
+        if not build.request.push:
+            return await finalize(place, record, State.SUCCEEDED, fence, **changes)
+        return await place.ledger.transition(build, State.PUBLISHING, due=_FINISH_AGAIN, fence=fence, **changes)
+    reason = worst.reason
+    assert reason is not None
+    changes |= {"reason": reason, "message": clean(worst.message)}
+    if reason in _RECOVERABLE and build.request.push:
+        return await place.ledger.transition(build, State.PUBLISHING, due=_FINISH_AGAIN, fence=fence, **changes, publish_tries=0)
+    return await try_again(place, record, reason, changes, retry_after=retry_after, fence=fence)
+
+
+async def try_again(
+    place: Place, build: Build, reason: Reason, changes: dict[str, Any], *, retry_after: float | None = None, fence: Fence | None = None
+) -> Build:
+    """Back to the queue, or failed, by the reason's class and what it was tried before. `build` has the ended attempt in it."""
+    again = next_try(build, reason, retry_after=retry_after, spread=random.uniform)
+    if again is None:
+        return await finalize(place, build, State.FAILED, fence, **changes)
+    project = await place.project(build.project)
+    due = allowance(State.QUEUED, build.request.deadlines, project.deadlines)
+    told = build.model_copy(update={**changes, "state": State.QUEUED})
+    events = [] if reason.reason_class is ReasonClass.NO_ROOM else [event(EventType.RETRIED, told)]
+    return await place.ledger.transition(
+        build, State.QUEUED, due=due, delay=again.delay, events=events, fence=fence, started=None, digest=None, **changes
+    )
+
+
+async def finalize(place: Place, build: Build, state: State, fence: Fence | None, **changes: Any) -> Build:
+    told = build.model_copy(update={**changes, "state": state})
+    events = [event(EventType.CANCELLED, told)] if state is State.CANCELLED else []
+    return await place.ledger.transition(build, state, due=None, events=[*events, event(EventType.FINISHED, told)], fence=fence, **changes)
+
+
+def _written(attempt: Attempt, outcomes: Mapping[str, Outcome], pods: Mapping[str, Pod], log_tail: tuple[str, ...]) -> Attempt:
+    return attempt.model_copy(
+        update={"runs": tuple(_run(run, outcomes.get(run.platform), pods.get(run.platform), log_tail) for run in attempt.runs)}
+    )
+
+
+def _run(run: PlatformRun, outcome: Outcome | None, pod: Pod | None, log_tail: tuple[str, ...]) -> PlatformRun:
+    if outcome is None:
+        return run
+    seen = {"uid": pod.uid, "node": pod.node, "started": pod.started} if pod else {}
+    return run.model_copy(
+        update={
+            **seen,
+            "reason": outcome.reason,
+            "message": clean(outcome.message) if outcome.reason and outcome.message else None,
+            "exit_code": outcome.exit_code,
+            "digest": outcome.digest,
+            "log_tail": log_tail if outcome.reason else (),
+            "ended": (pod and pod.ended) or datetime.now(UTC),
+        }
+    )

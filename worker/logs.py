@@ -1,0 +1,147 @@
+"""Capturing the logs of running pods: followed line by line, cleaned, and stored in batches, so that they outlive their pods.
+
+A capture that begins again (a new leader, a broken stream) goes on after the last stored line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from datetime import datetime, timedelta
+
+import structlog
+
+from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound
+from ledger.logbook import Line
+from ledger.store import Fence
+from worker.cluster import LogLine, Phase, Pod, PodName
+from worker.place import Place
+from worker.redaction import clean
+
+log = structlog.get_logger()
+TAIL_LINES = 30
+"""Lines of a failed attempt's log that are kept in its record."""
+_BATCH_LINES = 500
+_FLUSH_SECONDS = 0.4
+_TRIES = 5
+
+
+class Capture:
+    """The capture of one pod's log."""
+
+    def __init__(self, place: Place, pod: Pod, fence: Fence) -> None:
+        self._place, self._pod, self._fence = place, pod, fence
+        self._buffer: list[Line] = []
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._last: datetime | None = None
+        self._lock = asyncio.Lock()
+        self.done = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow to the end, then mark the log complete. Gives up after a few broken streams, saying so in the log."""
+        try:
+            self._last, complete = await self._place.ledger.logs.last_time(self._pod.build, self._pod.attempt)
+            if complete:
+                stored = await self._place.ledger.logs.tail(self._pod.build, self._pod.attempt, TAIL_LINES)
+                self._tail.extend(line.text for line in stored)
+                return
+            for attempt in range(_TRIES):
+                try:
+                    await self._follow(self._last)
+                    break
+                except ClusterError as error:
+                    log.info("log_interrupted", pod=self._pod.name, error=str(error))
+                    await asyncio.sleep(min(2.0**attempt, 8.0))
+            else:
+                self._add(
+                    LogLine(
+                        time=self._last or datetime.now().astimezone(),
+                        text="crabpot: the rest of this log could not be read from the cluster",
+                    )
+                )
+            await self.flush(complete=True)
+        except FenceLost:
+            raise
+        except NotFound:
+            pass  # complete already, or the build was forgotten
+        except CrabpotError as error:
+            log.warning("log_lost", pod=self._pod.name, error=str(error))
+        finally:
+            self.done.set()
+
+    async def _follow(self, last: datetime | None) -> None:
+        """Read on after `last`. Lines of one moment are one batch to the cluster, so none is split by it."""
+        async for line in self._place.cluster.logs(self._pod.name, since=last):
+            if last is None or line.time > last:
+                self._add(line)
+                if len(self._buffer) >= _BATCH_LINES:
+                    await self.flush()
+
+    def _add(self, line: LogLine) -> None:
+        text = clean(line.text)
+        self._last = line.time
+        self._tail.append(text)
+        self._buffer.append(Line(line.time, text))
+
+    async def flush(self, *, complete: bool = False) -> None:
+        """Store what has come so far."""
+        async with self._lock:
+            if self._buffer or complete:
+                lines, self._buffer = self._buffer, []
+                await self._place.ledger.logs.append(self._pod.build, self._pod.attempt, lines, complete=complete, fence=self._fence)
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        return tuple(self._tail)
+
+
+class Captures:
+    """All captures of the leader, by pod."""
+
+    def __init__(self, place: Place, fence: Fence, group: asyncio.TaskGroup) -> None:
+        self._place, self._fence, self._group = place, fence, group
+        self._captures: dict[PodName, Capture] = {}
+
+    def start(self, pod: Pod) -> Capture | None:
+        """Begin, unless it has begun; a pod whose container never started has no log."""
+        if pod.name not in self._captures:
+            if pod.phase not in (Phase.RUNNING, Phase.ENDED) or pod.started is None:
+                return None
+            self._captures[pod.name] = Capture(self._place, pod, self._fence)
+            self._group.create_task(self._captures[pod.name].run())
+        return self._captures[pod.name]
+
+    async def tail(self, pod: Pod, patience: timedelta) -> tuple[str, ...]:
+        """The last lines of an ended pod's log, once it was read to its end or patience has run out."""
+        capture = self.start(pod)
+        if capture is None:
+            return ()
+        await self._finished(capture, patience)
+        return capture.tail
+
+    async def complete(self, pod: Pod, patience: timedelta) -> None:
+        """Wait until the log is stored whole, or patience has run out; then forget the capture."""
+        capture = self.start(pod)
+        if capture:
+            await self._finished(capture, patience)
+        self._captures.pop(pod.name, None)
+
+    async def flush_for_ever(self) -> None:
+        """Store what came in, so that followers see lines while the build runs."""
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            for capture in list(self._captures.values()):
+                try:
+                    await capture.flush()
+                except FenceLost:
+                    raise
+                except CrabpotError as error:
+                    log.warning("log_flush_failed", error=str(error))
+
+    @staticmethod
+    async def _finished(capture: Capture, patience: timedelta) -> None:
+        try:
+            async with asyncio.timeout(patience.total_seconds()):
+                await capture.done.wait()
+        except TimeoutError:
+            log.info("log_unfinished")

@@ -1,0 +1,217 @@
+"""What the cluster tells of our pods, written into the ledger the moment it happens.
+
+One list, then one watch; a list is treated as events. Each pod's changes are handled one after another, different pods' at once.
+The end of a container is the end of its attempt: the pod's phase turns terminal up to two seconds later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from ledger.build import Build, Reason, State
+from ledger.deadlines import allowance
+from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound, TooLate, VersionConflict, WatchExpired
+from ledger.events import EventType, event
+from ledger.store import Fence
+from worker.cluster import Phase, Pod, PodName
+from worker.ending import end_attempt
+from worker.logs import Captures
+from worker.nudges import Nudges
+from worker.outcome import Outcome, outcome, pending
+from worker.place import Place
+
+log = structlog.get_logger()
+RELIST = timedelta(minutes=3)
+"""A watch that silently lost something is repaired by listing again."""
+_LOG_PATIENCE = timedelta(seconds=30)
+"""How long an ended pod is kept for its log."""
+_TAIL_PATIENCE = timedelta(seconds=5)
+"""How long the record of a failure waits for the end of its log, which says what failed."""
+_CANCEL_GRACE = timedelta(seconds=2)
+_HOPELESS_GRACE = {Reason.UNSCHEDULABLE: 20.0, Reason.IMAGE_PULL: 60.0, Reason.CONFIG_ERROR: 5.0}
+"""Seconds that a pod may stay unable to start, by what keeps it: some of it mends itself."""
+_BUSY = timedelta(seconds=10)
+
+
+class Observer:
+    """The leader's view of the cluster, and what it writes of it."""
+
+    def __init__(self, place: Place, fence: Fence, nudges: Nudges, captures: Captures, group: asyncio.TaskGroup) -> None:
+        self._place, self._fence, self._nudges, self._captures, self._group = place, fence, nudges, captures, group
+        self.pods: dict[PodName, Pod] = {}
+        self.synced = asyncio.Event()
+        self._waiting: dict[PodName, Pod] = {}
+        self._busy: set[PodName] = set()
+        self._orphans: set[str] = set()
+        self._leaving: set[str] = set()
+
+    async def run(self) -> None:
+        """List and watch for ever; every failure backs off and lists again."""
+        failures = 0
+        while True:
+            try:
+                version = await self._list()
+                failures = 0
+                try:
+                    async with asyncio.timeout(RELIST.total_seconds()):
+                        async for pod in self._place.cluster.watch(version):
+                            self.see(pod)
+                except TimeoutError:
+                    pass
+            except WatchExpired:
+                continue
+            except ClusterError as error:
+                failures += 1
+                log.warning("watch_failed", error=str(error), failures=failures)
+                await asyncio.sleep(error.retry_after or random.uniform(0.1, min(30.0, 0.5 * 2**failures)))
+
+    async def _list(self) -> str:
+        snapshot = await self._place.cluster.pods()
+        present = {pod.name for pod in snapshot.pods}
+        for name, pod in list(self.pods.items()):
+            if name not in present:
+                self.see(Pod(**{field: getattr(pod, field) for field in Pod.__slots__ if field != "phase"}, phase=Phase.GONE))
+        for pod in snapshot.pods:
+            self.see(pod)
+        self.synced.set()
+        return snapshot.version
+
+    def see(self, pod: Pod) -> None:
+        """Take in one change; only the latest state of a pod is handled."""
+        if pod.phase is Phase.GONE:
+            self.pods.pop(pod.name, None)
+        else:
+            self.pods[pod.name] = pod
+        self._waiting[pod.name] = pod
+        if pod.name not in self._busy:
+            self._busy.add(pod.name)
+            self._group.create_task(self._work(pod.name))
+
+    def look_again(self, name: PodName) -> None:
+        """Handle a pod's last known state once more: its build has changed."""
+        if name in self.pods:
+            self.see(self.pods[name])
+
+    async def _work(self, name: PodName) -> None:
+        try:
+            failures = 0
+            while name in self._waiting:
+                pod = self._waiting.pop(name)
+                try:
+                    await self._handle(pod)
+                    failures = 0
+                except FenceLost:
+                    raise
+                except (VersionConflict, TooLate):
+                    self._waiting.setdefault(name, pod)  # somebody else wrote: read again
+                except CrabpotError as error:
+                    failures += 1
+                    log.warning("pod_not_handled", pod=name, error=str(error), kind=type(error).__name__)
+                    self._waiting.setdefault(name, pod)
+                    await asyncio.sleep(error.retry_after or random.uniform(0.1, min(10.0, 0.2 * 2**failures)))
+                except Exception:  # one pod's surprise must not stop the others; the next list brings it back
+                    log.exception("pod_not_handled", pod=name)
+        finally:
+            self._busy.discard(name)
+
+    async def _handle(self, pod: Pod) -> None:
+        try:
+            build = await self._place.ledger.read(pod.build)
+        except NotFound:
+            await self._orphan(pod)
+            return
+        if build.attempt != pod.attempt or not build.state.holds_slots:
+            await self._settled(pod)
+        elif pod.phase in (Phase.ENDED, Phase.GONE) or (pod.deleting and pod.phase is Phase.PENDING and pod.node is None):
+            await self._end(build, pod)
+        elif build.cancel_requested:
+            await self.stop(pod)
+        elif pod.phase is Phase.RUNNING:
+            self._captures.start(pod)
+            if build.state is State.STARTING:
+                await self._started(build, pod)
+        else:
+            await self.consider_pending(build, pod)
+
+    async def _started(self, build: Build, pod: Pod) -> None:
+        project = await self._place.project(build.project)
+        run = build.current.runs[0].model_copy(update={"uid": pod.uid, "node": pod.node, "started": pod.started})
+        attempts = build.with_attempt(build.current.model_copy(update={"runs": (run,)}))
+        due = allowance(State.RUNNING, build.request.deadlines, project.deadlines)
+        told = build.model_copy(update={"state": State.RUNNING})
+        events = [event(EventType.STARTED, told)]
+        await self._place.ledger.transition(
+            build, State.RUNNING, due=due, events=events, fence=self._fence, started=pod.started or datetime.now(UTC), attempts=attempts
+        )
+
+    async def _end(self, build: Build, pod: Pod) -> None:
+        """Record the end; then let the pod go once its log is safe."""
+        self._captures.start(pod)
+        failed = pod.exit_code != 0
+        tail = await self._captures.tail(pod, _TAIL_PATIENCE) if failed and pod.phase is Phase.ENDED else ()
+        result = outcome(pod, tail, pushes=build.request.push)
+        if build.reason and build.state.holds_slots:  # given up by a deadline, or because it could never start
+            result = Outcome(build.reason, build.message or str(build.reason), result.exit_code, None)
+        ended = await end_attempt(self._place, build, {pod.platform: result}, pods={pod.platform: pod}, log_tail=tail, fence=self._fence)
+        self._nudges.dispatch()
+        if ended.state is State.PUBLISHING:
+            self._nudges.finish(build.id)
+        log.info(
+            "attempt_ended", build=build.id, attempt=build.attempt, state=str(ended.state), reason=result.reason and str(result.reason)
+        )
+        await self._settled(pod)
+
+    async def consider_pending(self, build: Build, pod: Pod) -> None:
+        """A pod that has not started: is there any hope?"""
+        result = pending(pod)
+        age = (datetime.now(UTC) - (pod.created or build.updated)).total_seconds()
+        if result is None or result.reason is None or age < _HOPELESS_GRACE.get(result.reason, 0.0):
+            return
+        await self.give_up(build, pod, result)
+
+    async def give_up(self, build: Build, pod: Pod, result: Outcome) -> None:
+        """Write down why, then ask for the pod's end; the end itself is recorded when it is seen."""
+        if build.reason is None:
+            await self._place.ledger.transition(
+                build, build.state, due=_BUSY, fence=self._fence, reason=result.reason, message=result.message
+            )
+        await self.stop(pod)
+
+    async def stop(self, pod: Pod) -> None:
+        if not pod.deleting:
+            await self._place.cluster.delete(pod.name, pod.uid, _CANCEL_GRACE)
+
+    async def _settled(self, pod: Pod) -> None:
+        """A pod whose attempt is over, or was never the current one: it goes, by uid."""
+        if pod.phase is Phase.GONE:
+            self._leaving.discard(pod.uid)
+            return
+        if pod.uid not in self._leaving:
+            self._leaving.add(pod.uid)
+            self._group.create_task(self._leave(pod))
+
+    async def _leave(self, pod: Pod) -> None:
+        try:
+            if pod.phase is Phase.ENDED:
+                await self._captures.complete(pod, _LOG_PATIENCE)
+            if not pod.deleting:
+                await self._place.cluster.delete(pod.name, pod.uid, timedelta(0) if pod.phase is not Phase.ENDED else _CANCEL_GRACE)
+            if pod.held:
+                await self._place.cluster.release(pod.name, pod.uid)
+        except ClusterError as error:
+            log.warning("pod_not_deleted", pod=pod.name, error=str(error))
+            self._leaving.discard(pod.uid)  # the next list brings it back
+
+    async def _orphan(self, pod: Pod) -> None:
+        """A pod without a build: its record may have expired. Deleted when it is seen dead, or a second time."""
+        if pod.phase is Phase.GONE:
+            self._orphans.discard(pod.uid)
+        elif pod.phase is Phase.ENDED or pod.uid in self._orphans:
+            await self._place.cluster.delete(pod.name, pod.uid, _CANCEL_GRACE)
+            await self._place.cluster.release(pod.name, pod.uid)
+        else:
+            self._orphans.add(pod.uid)

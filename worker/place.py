@@ -1,0 +1,78 @@
+"""Where a worker's or watcher's steps work: the ledger, the cluster and the registries, opened once per process and event loop."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from time import monotonic
+
+from ledger.errors import NotFound
+from ledger.fitness import require_fit
+from ledger.projects import ProjectSettings
+from ledger.quantities import parse_duration
+from ledger.settings import Settings
+from ledger.store import Ledger
+from worker.cluster import Cluster
+from worker.registries import Registries
+
+_PROJECTS_TTL = 5.0
+"""Seconds that a copy of the projects is used: how soon a changed projects file is felt by the steps."""
+
+
+@dataclass
+class _Copy:
+    projects: dict[str, ProjectSettings]
+    until: float = 0.0
+
+
+class Place:
+    """The clients of one event loop."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, cluster: Cluster, registries: Registries) -> None:
+        self.settings, self.ledger, self.cluster, self.registries = settings, ledger, cluster, registries
+        self._copy = _Copy({})
+
+    async def project(self, name: str) -> ProjectSettings:
+        """A project as the ledger has it now, or moments ago; one that was taken out of the file has no settings of its own left."""
+        if monotonic() > self._copy.until:
+            self._copy = _Copy(await self.ledger.projects(), monotonic() + _PROJECTS_TTL)
+        return self._copy.projects.get(name, ProjectSettings())
+
+    @property
+    def start_timeout(self) -> float:
+        """Seconds after which a `starting` build without a pod is started again."""
+        return parse_duration(self.settings.start_timeout)
+
+    async def close(self) -> None:
+        await self.cluster.close()
+        await self.registries.close()
+        await self.ledger.close()
+
+
+async def open_place(settings: Settings) -> Place:
+    """Open everything. LedgerUnfit where Redis would lose builds; LedgerUnavailable, ClusterDenied."""
+    ledger = Ledger.open(settings)
+    if not settings.allow_unsafe_redis:
+        await require_fit(ledger.connection)
+    cluster = open_cluster(settings, await namespaces_of(settings, ledger))
+    return Place(settings, ledger, cluster, Registries(cluster, settings))
+
+
+async def namespaces_of(settings: Settings, ledger: Ledger) -> list[str]:
+    """Every namespace that pods of ours may be in."""
+    try:
+        projects = await ledger.projects()
+    except NotFound:
+        projects = {}
+    return sorted({settings.namespace, *(project.namespace for project in projects.values() if project.namespace)})
+
+
+def open_cluster(settings: Settings, namespaces: list[str]) -> Cluster:
+    """The cluster that the settings name."""
+    if settings.cluster == "local":
+        from worker.cluster.local import LocalCluster
+
+        return LocalCluster(settings.state / "launches", shlex.split(settings.executor))
+    from worker.cluster.kubernetes import KubernetesCluster
+
+    return KubernetesCluster(namespaces, kubeconfig=settings.kubeconfig, context=settings.context)

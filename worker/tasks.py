@@ -1,0 +1,51 @@
+"""The Celery tasks: decode, call one step, log. A failed step is not retried by Celery: its build's due time repeats it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery.signals import setup_logging, worker_shutdown
+
+from ledger.errors import CrabpotError
+from ledger.queue import DISPATCH, FINISH
+from ledger.settings import settings
+from worker.admission import dispatch
+from worker.app import app
+from worker.finish import finish
+from worker.logging import set_up
+from worker.process import process
+
+log = structlog.get_logger()
+
+
+@setup_logging.connect
+def _log_as_we_do(**_: Any) -> None:
+    set_up(settings())
+
+
+@worker_shutdown.connect
+def _close(**_: Any) -> None:
+    process.close()
+
+
+@app.task(name=DISPATCH)
+def dispatch_task(build: str | None = None) -> None:
+    """Admit what fits and start it; with a build, repeat its start first."""
+    try:
+        process.run(lambda place: dispatch(place, build))
+    except CrabpotError as error:
+        _failed("dispatch", error, build)
+
+
+@app.task(name=FINISH)
+def finish_task(build: str) -> None:
+    """Settle a build whose executor has ended."""
+    try:
+        process.run(lambda place: finish(place, build))
+    except CrabpotError as error:
+        _failed("finish", error, build)
+
+
+def _failed(step: str, error: CrabpotError, build: str | None) -> None:
+    log.warning("step_failed", step=step, build=build, error=str(error), kind=type(error).__name__, again=error.retryable)
