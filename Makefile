@@ -49,7 +49,7 @@ bench: system venv ## every figure of bench/, each against a baseline in the sam
 
 .PHONY: schemas
 schemas: venv ## write the JSON Schemas again from the code
-	$(BIN)/python -m ledger.schemas
+	$(BIN)/python -m ledger.schema
 
 .PHONY: lock
 lock: venv ## resolve the dependencies anew

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
+from ledger.fields import Frozen
 from ledger.references import ImageReference
-from ledger.request import BuildRequest, Frozen, GitSource, problems_of
+from ledger.request import BuildRequest, GitSource, problems_of
 
 __all__ = [
     "Attempt",
@@ -234,7 +235,7 @@ def milliseconds(time: datetime) -> int:
 
 
 def record_schema() -> dict[str, Any]:
-    """The JSON Schema of the record, the request within it; `python -m ledger.schemas` writes it to ledger/schemas/."""
+    """The JSON Schema of the record, the request within it; `python -m ledger.schema` writes it to ledger/schemas/."""
     return Build.model_json_schema()
 
 

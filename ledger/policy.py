@@ -10,20 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from ledger.errors import PolicyDenied, Problem
+from ledger.fields import Cpu, Frozen, Memory
 from ledger.quantities import parse_cpu, parse_memory
 from ledger.references import ImageReference
-from ledger.request import (
-    BuildRequest,
-    ClaimSource,
-    ConfigMapSource,
-    Cpu,
-    Frozen,
-    GitSource,
-    HostPathSource,
-    Memory,
-    SecretValue,
-    TarballSource,
-)
+from ledger.request import BuildRequest, ClaimSource, ConfigMapSource, GitSource, HostPathSource, SecretValue, TarballSource
 
 
 class Policy(Frozen):

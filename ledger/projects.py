@@ -15,9 +15,10 @@ import yaml
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from ledger.errors import Problem, ProjectsInvalid, RequestInvalid
+from ledger.fields import CloneUrl, Frozen, Name, Project, RegistryHost
 from ledger.policy import Policy, pattern_of
 from ledger.references import ImageReference, branch_of, git_tag_of, parse_tag, tag_from
-from ledger.request import BuildRequest, CloneUrl, Deadlines, Frozen, Name, Project, RegistryHost, Resources, problems_of
+from ledger.request import BuildRequest, Deadlines, Resources, problems_of
 
 _PLACES = {"sha": "0" * 40, "short_sha": "0" * 12, "branch": "main", "tag": "v1"}
 
@@ -220,7 +221,7 @@ def parse_projects(text: str, name: str = "projects.yaml") -> Projects:
     except yaml.YAMLError as error:
         raise ProjectsInvalid(f"{name}: not YAML: {error}") from None
     try:
-        return Projects.model_validate(data)
+        return Projects.model_validate({} if data is None else data)
     except ValidationError as error:
         problems = problems_of(error)
         raise ProjectsInvalid(

@@ -6,17 +6,20 @@ Unlike Docker, a registry must be named: a build queue that pushes to "app:1" pu
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Self
 
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\]")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_VERSION = re.compile(r"v?\d+\.\d+\.\d+(?:[-+_.][0-9A-Za-z.+_-]+)?")
-_REF_BANNED = re.compile(r"[\x00-\x20\x7f~^:?*\[\\#]|\.\.|@\{|//")
+_HEXADECIMAL = re.compile(r"[0-9a-f]{7,64}")
+_VERSION = re.compile(r"v?[0-9]+\.[0-9]+\.[0-9]+(?:[-+_.][0-9A-Za-z.+_-]+)?")
+_REF_BANNED = re.compile(r"[\x00-\x20\x7f~^:?*\[\\#\ud800-\udfff]|\.\.|@\{|//")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,12 @@ class ImageReference:
         if at:
             digest = parse_digest(digest)
         host, slash, path = rest.partition("/")
+        if "://" in rest:
+            raise ValueError("name the registry by its host name, without a scheme, as in registry.example.com/team/app:1")
         if not slash or not ("." in host or ":" in host or host == "localhost"):
             raise ValueError("name the registry too, as in registry.example.com/team/app:1")
         path, colon, tag = path.partition(":")
-        if colon and not _TAG.fullmatch(tag):
-            raise ValueError(f"the tag {tag!r} must be 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'")
-        return cls(parse_registry(host), parse_repository(path), tag or None, digest or None)
+        return cls(parse_registry(host), parse_repository(path), parse_tag(tag) if colon else None, digest or None)
 
     @property
     def name(self) -> str:
@@ -68,24 +71,33 @@ def parse_registry(text: str) -> str:
     if not text.endswith("]"):
         head, colon, tail = text.rpartition(":")
         host, port = (head, tail) if colon else (text, "")
-        if colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError(f"the port of the registry {text!r} must be a number from 1 to 65535")
-    if not _HOST.fullmatch(host):
-        raise ValueError(f"the registry {text!r} must be a host name or address with an optional port, without a scheme")
+        # One text for one registry: with leading zeros two names would be the same place.
+        if colon and not (_PORT.fullmatch(port) and int(port) < 65536):
+            raise ValueError(f"the port of the registry {text[:80]!r} must be a number from 1 to 65535")
+    if not _HOST.fullmatch(host) or len(host) > 253 or (host.startswith("[") and not _is_ipv6(host[1:-1])):
+        raise ValueError(f"the registry {text[:80]!r} must be a host name or address with an optional port, without a scheme")
     return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_repository(text: str) -> str:
     if len(text) > 255 or not all(_COMPONENT.fullmatch(part) for part in text.split("/")):
         raise ValueError(
-            f"the repository {text!r} must be lower-case names joined by '/', each of letters and digits with single '.', '_' or '-' between"
+            f"the repository {text[:80]!r} must be lower-case names joined by '/', each of letters and digits with single '.', '_' or '-' between"
         )
     return text
 
 
 def parse_tag(text: str) -> str:
     if not _TAG.fullmatch(text):
-        raise ValueError(f"the tag {text!r} must be 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'")
+        raise ValueError(f"the tag {text[:80]!r} must be 1 to 128 letters, digits, '_', '.' or '-', not beginning with '.' or '-'")
     return text
 
 
@@ -104,7 +116,7 @@ def parse_commit(text: str) -> str:
 
 
 def parse_git_ref(text: str) -> str:
-    """A full ref name, as `refs/heads/main`; the rules are those of `git check-ref-format`."""
+    """A full ref name, as `refs/heads/main`; the rules are those of `git check-ref-format`, and no '#', which parts a context's URL from its ref."""
     parts = text.split("/")
     bad = (
         parts[0] != "refs"
@@ -138,9 +150,14 @@ def is_fixed(tag: str, *, commit: str | None, ref: str | None) -> bool:
     """Whether a tag names one source state for good, so that pushing it out of order cannot move it backwards.
 
     True for a tag with at least seven digits of the commit in it, for the Git tag being built, and for a full version (1.2.3).
-    Everything else (`latest`, a branch, `1.2`) is taken as mutable and moved only in the ledger's order.
+    Everything else (`latest`, a branch, `1.2`) is taken as mutable and moved only in the ledger's order. So is what a branch's
+    own name brings into a tag: a branch called `1.2.3`, or `0123abc-fix` after a commit, moves on with each push.
     """
-    if commit and any(commit.startswith(word) for word in re.findall(r"[0-9a-f]{7,64}", tag)):
+    branch = tag_from(branch_of(ref) or "")
+    words = set(_HEXADECIMAL.findall(tag)) - set(_HEXADECIMAL.findall(branch))
+    if commit and any(commit.startswith(word) for word in words):
         return True
     git_tag = git_tag_of(ref)
-    return (git_tag is not None and tag == tag_from(git_tag)) or _VERSION.fullmatch(tag) is not None
+    if git_tag is not None and tag == tag_from(git_tag):
+        return True
+    return _VERSION.fullmatch(tag) is not None and not (_VERSION.fullmatch(branch) and tag.startswith(branch))

@@ -8,95 +8,36 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ledger.errors import Problem, RequestInvalid
-from ledger.quantities import parse_cpu, parse_duration, parse_memory
+from ledger.fields import (
+    AbsolutePath,
+    CloneUrl,
+    Cpu,
+    Duration,
+    Frozen,
+    Image,
+    Key,
+    LabelKey,
+    LabelValue,
+    Memory,
+    Name,
+    Project,
+    RegistryHost,
+    RelativePath,
+    Text,
+    Variable,
+    checked,
+    tarball_url,
+)
+from ledger.flags import EXTRA_FLAGS, RESERVED_ENVIRONMENT, SECRET_LOOKING
 from ledger.references import ImageReference, is_fixed, parse_commit, parse_git_ref, parse_registry, parse_repository
 
 SCHEMA_VERSION: Literal[1] = 1
-SECRET_LOOKING = re.compile(r"(?i)passw|secret|token|api_?key|private_?key|credential|(?<![a-z])(?:pwd|pat)(?![a-z])")
-RESERVED_ENVIRONMENT = re.compile(
-    r"(?i)KANIKO_.*|GIT_.*|DOCKER_CONFIG|GOOGLE_APPLICATION_CREDENTIALS|OTEL_.*|SSL_CERT_(DIR|FILE)|HOME|USER|PATH|IFS|LD_.*"
-)
-"""Variables that steer Kaniko itself, or that crabpot sets: they are said by fields of the request, not by its environment."""
-EXTRA_FLAGS: dict[str, re.Pattern[str]] = {
-    name: re.compile(pattern)
-    for name, pattern in {
-        "cache-copy-layers": "true|false", "cache-run-layers": "true|false", "cleanup": "true|false", "compressed-caching": "true|false",
-        "compression": "gzip|zstd", "compression-level": r"-?\d{1,2}", "git": r"[a-z-]+=[\w./-]+(,[a-z-]+=[\w./-]+)*",
-        "ignore-path": r"/[^,]*", "image-download-retry": r"\d{1,2}", "image-fs-extract-retry": r"\d{1,2}", "image-format": "docker|oci",
-        "log-timestamp": "true|false", "push-ignore-immutable-tag-errors": "true|false", "push-retry": r"\d{1,2}", "reproducible": "true|false",
-        "single-snapshot": "true|false", "skip-push-permission-check": "true|false", "skip-unused-stages": "true|false",
-        "snapshot-mode": "full|redo|time", "use-new-run": "true|false", "verbosity": "trace|debug|info|warn|error",
-    }.items()
-}  # fmt: skip
-"""Further Kaniko flags that a request may set, and the values each takes. None of them names a host, a file to write or a credential."""
-
-
-def _checked(parse: Any) -> AfterValidator:
-    """Keep the text as given, once `parse` accepts it."""
-
-    def check(text: str) -> str:
-        parse(text)
-        return text
-
-    return AfterValidator(check)
-
-
-def _relative(path: str) -> str:
-    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
-        raise ValueError("must be a path below the context, without '..'")
-    return path
-
-
-def _absolute(path: str) -> str:
-    if not path.startswith("/") or ".." in path.split("/") or "\0" in path or ":" in path:
-        raise ValueError("must be an absolute path without '..' or ':'")
-    return path
-
-
-def _git_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/@#?]+/[^\s@#?]+", url):
-        raise ValueError("must be an http(s) clone URL without a user, password, query or fragment; credentials come from `secrets.git`")
-    return url
-
-
-def _tarball_url(url: str) -> str:
-    if not re.fullmatch(r"(https|gs|s3)://[^\s/@#]+/[^\s@#]+", url):
-        raise ValueError("must be https://, gs:// or s3:// and name a .tar.gz, without a user or password")
-    return url
-
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-"""The name of a Kubernetes object (RFC 1123 subdomain)."""
-Project = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-Key = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
-LabelKey = Annotated[
-    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$", max_length=316)
-]
-LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=65536)]
-RelativePath = Annotated[str, AfterValidator(_relative), StringConstraints(max_length=1024)]
-AbsolutePath = Annotated[str, AfterValidator(_absolute), StringConstraints(max_length=1024)]
-Image = Annotated[str, _checked(ImageReference.parse)]
-RegistryHost = Annotated[str, _checked(parse_registry)]
-Memory = Annotated[str, _checked(parse_memory)]
-Cpu = Annotated[str, _checked(parse_cpu)]
-CloneUrl = Annotated[str, AfterValidator(_git_url)]
-Duration = Annotated[str, _checked(parse_duration)]
-"""A length of time as `90s`, `30m`, `6h` or `7d`."""
-
-
-class Frozen(BaseModel):
-    """A value that never changes once made, and that refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class GitSource(Frozen):
@@ -104,9 +45,9 @@ class GitSource(Frozen):
 
     kind: Literal["git"]
     url: CloneUrl
-    ref: Annotated[str, _checked(parse_git_ref)] | None = None
+    ref: Annotated[str, checked(parse_git_ref)] | None = None
     """The full ref that the commit was pushed to; it orders mutable tags and becomes `org.opencontainers.image.ref.name`."""
-    commit: Annotated[str, _checked(parse_commit)]
+    commit: Annotated[str, checked(parse_commit)]
     submodules: bool = False
     sub_path: RelativePath = ""
 
@@ -139,7 +80,7 @@ class TarballSource(Frozen):
     """A .tar.gz over https, or in object storage (gs://, s3://)."""
 
     kind: Literal["tarball"]
-    url: Annotated[str, AfterValidator(_tarball_url)]
+    url: Annotated[str, AfterValidator(tarball_url)]
     sub_path: RelativePath = ""
     s3_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/@#?]+$")] | None = None
     """For stores that speak S3 but are not AWS; paths are then used instead of host names."""
@@ -158,7 +99,7 @@ class SecretValue(Frozen):
 class Cache(Frozen):
     """Kaniko's layer cache in a registry."""
 
-    repository: Annotated[str, _checked(ImageReference.parse)]
+    repository: Annotated[str, checked(ImageReference.parse)]
     """As `registry.example.com/team/app/cache`, without a tag."""
     ttl: Duration = "336h"
 
@@ -395,10 +336,11 @@ def problems_of(error: ValidationError) -> list[Problem]:
 
 
 def _problem(detail: ErrorDetails) -> Problem:
-    kinds = {"git", "host_path", "claim", "config_map", "tarball"}
-    path = ".".join(
-        str(part) for number, part in enumerate(detail["loc"]) if not (number == 1 and detail["loc"][0] == "source" and part in kinds)
+    # pydantic names the branch of a union in the path; people know only the field.
+    branches = (
+        {"git", "host_path", "claim", "config_map", "tarball"} if detail["loc"][:1] == ("source",) else {"constrained-str", "SecretValue"}
     )
+    path = ".".join(str(part) for number, part in enumerate(detail["loc"]) if not (number > 0 and part in branches))
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error" and not path:
         path, _, message = message.partition(": ")
@@ -408,13 +350,5 @@ def _problem(detail: ErrorDetails) -> Problem:
     elif isinstance(given, dict) or SECRET_LOOKING.search(path):
         shown = "a value not shown here"
     else:
-        shown = json.dumps(given, default=str)[:120]
+        shown = re.sub(r"://[^/\s]*@", "://…@", json.dumps(given, default=str))[:120]
     return Problem(path or "request", shown, message)
-
-
-def seconds(duration: str | None, default: float) -> float:
-    return parse_duration(duration) if duration else default
-
-
-def after(duration: str) -> timedelta:
-    return timedelta(seconds=parse_duration(duration))

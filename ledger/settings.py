@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ledger.errors import Problem, SettingsInvalid
+from ledger.fields import Cpu, Duration, Image, Memory, Name
 from ledger.quantities import parse_duration
-from ledger.request import Cpu, Duration, Image, Memory, Name
 
 
 def _redis_url(url: str) -> str:

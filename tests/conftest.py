@@ -49,7 +49,19 @@ class RedisServer:
         binary = shutil.which("redis-server")
         assert binary, "install redis-server (Debian: apt-get install redis-server)"
         self.process = subprocess.Popen(
-            [binary, "--port", str(self.port), "--dir", str(self.folder), "--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", ""],
+            [
+                binary,
+                "--port",
+                str(self.port),
+                "--dir",
+                str(self.folder),
+                "--appendonly",
+                "yes",
+                "--maxmemory-policy",
+                "noeviction",
+                "--save",
+                "",
+            ],
             stdout=subprocess.DEVNULL,
         )
         client = redis_client.Redis(port=self.port, retry=redis_client.retry.Retry(redis_client.backoff.ConstantBackoff(0.02), 500))

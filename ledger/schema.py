@@ -1,0 +1,87 @@
+"""The JSON Schemas of what crosses the wire, written to ledger/schemas/ by `python -m ledger.schema` and kept in the repository.
+
+A test compares them with the code, so that a change of the wire is seen in review.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ledger.build import Build, BuildRequest, State
+from ledger.events import CDEVENTS_VERSION, OUTCOMES, EventType
+from ledger.projects import Projects
+
+FOLDER = Path(__file__).parent / "schemas"
+_TEXT = {"type": "string", "minLength": 1}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Every schema by its file's name."""
+    return {
+        "request.json": _titled(BuildRequest.model_json_schema(), "A build request"),
+        "build.json": _titled(Build.model_json_schema(), "A build's record"),
+        "projects.json": _titled(Projects.model_json_schema(), "The projects file"),
+        "event.json": _event(),
+    }
+
+
+def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+
+
+def _event() -> dict[str, Any]:
+    """A CloudEvent 1.0 in JSON with a CDEvent in it; what both say must be equal is checked by the tests, which a schema cannot."""
+    kinds = [str(kind) for kind in EventType]
+    context = {
+        "specversion": {"const": CDEVENTS_VERSION},
+        "id": _TEXT,
+        "source": {**_TEXT, "format": "uri-reference"},
+        "type": {"enum": kinds},
+        "timestamp": {"type": "string", "format": "date-time"},
+    }
+    custom = {
+        **dict.fromkeys(("build", "project"), _TEXT),
+        "state": {"enum": [str(state) for state in State]},
+        "attempt": {"type": "integer", "minimum": 0},
+        "outcome": {"enum": sorted(set(OUTCOMES.values()))},
+        **dict.fromkeys(("reason", "message", "ref", "commit", "image", "digest"), {"type": "string"}),
+        "destinations": {"type": "array", "items": _TEXT},
+    }
+    subject = {"id": _TEXT, "source": {**_TEXT, "format": "uri-reference"}, "content": _object({"artifactId": _TEXT}, required=[])}
+    data = {
+        "context": _object(context),
+        "subject": _object(subject),
+        "customData": _object(custom, required=["build", "project", "state", "attempt", "destinations"]),
+        "customDataContentType": {"const": "application/json"},
+    }
+    envelope = {
+        "specversion": {"const": "1.0"},
+        "id": _TEXT,
+        "source": {**_TEXT, "format": "uri-reference"},
+        "type": {"enum": kinds},
+        "subject": _TEXT,
+        "time": {"type": "string", "format": "date-time"},
+        "datacontenttype": {"const": "application/json"},
+        "data": _object(data),
+    }
+    return _titled(_object(envelope), "An event of a build")
+
+
+def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(properties) if required is None else required,
+        "additionalProperties": False,
+    }
+
+
+def text_of(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    for name, schema in schemas().items():
+        (FOLDER / name).write_text(text_of(schema))
