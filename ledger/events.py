@@ -7,18 +7,17 @@ outcome of its own, so it stands in customData. The JSON Schema of all of them i
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID, uuid5
+
+from pydantic_core import to_json
 
 from ledger.build import Build, State
 from ledger.references import ImageReference
 
 CDEVENTS_VERSION = "0.5.0"
-_NAMESPACE = UUID("5c0f8a2e-8f0b-5d65-9b1e-6a2f6a0f7c11")
 
 
 class EventType(StrEnum):
@@ -33,6 +32,7 @@ class EventType(StrEnum):
     CANCELLED = "dev.crabpot.build.cancelled.0.1.0"
 
 
+_SHORT = {kind: kind.split(".")[-4] for kind in EventType}
 OUTCOMES = {State.SUCCEEDED: "success", State.FAILED: "failure", State.CANCELLED: "cancel", State.SUPERSEDED: "cancel"}
 
 
@@ -50,8 +50,7 @@ def purl(image: ImageReference, digest: str) -> str:
 def event(kind: EventType, build: Build, *, image: ImageReference | None = None) -> str:
     """The CloudEvent's JSON for a build as it is *after* the change. `image` is what was published."""
     source = source_of(build.project)
-    detail = image.reference if image else ""
-    identity = str(uuid5(_NAMESPACE, f"{build.id}/{build.attempt}/{kind}/{detail}"))
+    identity = f"{build.id}.{build.attempt}.{_SHORT[kind]}" + (f".{image}" if image else "")
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     artifact = purl(build.request.images[0], build.digest) if build.digest and build.request.images else None
     subject = artifact if kind is EventType.PUBLISHED and artifact else build.id
@@ -63,7 +62,7 @@ def event(kind: EventType, build: Build, *, image: ImageReference | None = None)
         "customDataContentType": "application/json",
     }
     envelope = {"specversion": "1.0", "id": identity, "source": source, "type": str(kind), "subject": subject, "time": time}
-    return json.dumps({**envelope, "datacontenttype": "application/json", "data": body}, separators=(",", ":"))
+    return to_json({**envelope, "datacontenttype": "application/json", "data": body}).decode()
 
 
 def _custom(build: Build, image: ImageReference | None) -> dict[str, Any]:

@@ -13,7 +13,17 @@ from ledger.errors import PolicyDenied, Problem
 from ledger.fields import Cpu, Frozen, Memory
 from ledger.quantities import parse_cpu, parse_memory
 from ledger.references import ImageReference
-from ledger.request import BuildRequest, ClaimSource, ConfigMapSource, GitSource, HostPathSource, SecretValue, TarballSource
+from ledger.request import (
+    BuildRequest,
+    ClaimSource,
+    ConfigMapSource,
+    GitSource,
+    HostPathSource,
+    Placement,
+    Registries,
+    SecretValue,
+    TarballSource,
+)
 
 
 class Policy(Frozen):
@@ -84,7 +94,16 @@ def _uses(request: BuildRequest, repository: str | None) -> Iterator[tuple[str, 
         yield "tar.claim", request.tar.claim, "claims"
     for path, secret in _secrets(request):
         yield path, secret, "secrets"
-    placement, identity, registries = request.placement, request.identity, request.registries
+    given = request.model_fields_set
+    if "placement" in given:
+        yield from _placement_uses(request.placement)
+    if request.identity.service_account:
+        yield "identity.service_account", request.identity.service_account, "service_accounts"
+    if "registries" in given:
+        yield from _registry_uses(request.registries)
+
+
+def _placement_uses(placement: Placement) -> Iterator[tuple[str, str, str]]:
     if placement.node_name:
         yield "placement.node_name", placement.node_name, "node_names"
     for key in placement.node_selector:
@@ -97,8 +116,9 @@ def _uses(request: BuildRequest, repository: str | None) -> Iterator[tuple[str, 
         yield "placement.runtime_class", placement.runtime_class, "runtime_classes"
     if placement.priority_class:
         yield "placement.priority_class", placement.priority_class, "priority_classes"
-    if identity.service_account:
-        yield "identity.service_account", identity.service_account, "service_accounts"
+
+
+def _registry_uses(registries: Registries) -> Iterator[tuple[str, str, str]]:
     for path, hosts in (("insecure", registries.insecure), ("skip_tls_verify", registries.skip_tls_verify)):
         for host in hosts:
             yield f"registries.{path}", host, "insecure_registries"

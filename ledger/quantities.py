@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -11,6 +12,7 @@ _BYTES = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10,
 _CPU = re.compile(r"(\d+(?:\.\d+)?)(m)?")
 
 
+@lru_cache(maxsize=256)
 def parse_duration(text: str) -> float:
     """`90s`, `30m`, `6h`, `7d`, `1h30m` in seconds."""
     if not re.fullmatch(rf"({_DURATION.pattern})+", text):

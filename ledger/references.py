@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import Self
+from functools import lru_cache
 
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\]")
@@ -31,8 +31,9 @@ class ImageReference:
     tag: str | None = None
     digest: str | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
+    @staticmethod
+    @lru_cache(maxsize=1024)  # a request's references are looked at several times
+    def parse(text: str) -> ImageReference:
         """Read a reference. ValueError says what is wrong and what would be right."""
         rest, at, digest = text.partition("@")
         if at:
@@ -43,7 +44,7 @@ class ImageReference:
         if not slash or not ("." in host or ":" in host or host == "localhost"):
             raise ValueError("name the registry too, as in registry.example.com/team/app:1")
         path, colon, tag = path.partition(":")
-        return cls(parse_registry(host), parse_repository(path), parse_tag(tag) if colon else None, digest or None)
+        return ImageReference(parse_registry(host), parse_repository(path), parse_tag(tag) if colon else None, digest or None)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
@@ -38,6 +39,7 @@ from ledger.flags import EXTRA_FLAGS, RESERVED_ENVIRONMENT, SECRET_LOOKING
 from ledger.references import ImageReference, is_fixed, parse_commit, parse_git_ref, parse_registry, parse_repository
 
 SCHEMA_VERSION: Literal[1] = 1
+_VERSION_FIELD = {"schema_version"}
 
 
 class GitSource(Frozen):
@@ -140,10 +142,10 @@ class Toleration(Frozen):
 class Placement(Frozen):
     """Where the build may run."""
 
-    node_selector: dict[LabelKey, LabelValue] = {}
+    node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     node_name: Name | None = None
     tolerations: tuple[Toleration, ...] = ()
-    affinity: dict[Literal["nodeAffinity", "podAffinity", "podAntiAffinity"], dict[str, Any]] = {}
+    affinity: dict[Literal["nodeAffinity", "podAffinity", "podAntiAffinity"], dict[str, Any]] = Field(default_factory=dict)
     """As in a pod's spec; the cluster checks its inside."""
     runtime_class: Name | None = None
     priority_class: Name | None = None
@@ -154,8 +156,8 @@ class Identity(Frozen):
 
     service_account: Name | None = None
     """For workload identity; its API token is not mounted."""
-    labels: dict[LabelKey, LabelValue] = {}
-    annotations: dict[LabelKey, Text] = {}
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    annotations: dict[LabelKey, Text] = Field(default_factory=dict)
     image_pull_secrets: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
@@ -194,14 +196,14 @@ class Secrets(Frozen):
 class Registries(Frozen):
     """How registries are reached."""
 
-    map: dict[RegistryHost, tuple[str, ...]] = {}
+    map: dict[RegistryHost, tuple[str, ...]] = Field(default_factory=dict)
     """Registry -> the registries (with an optional path) to pull from instead, in order."""
     mirrors: tuple[str, ...] = ()
     """Mirrors of the default registry."""
     insecure: tuple[RegistryHost, ...] = ()
     """Registries spoken to over plain HTTP."""
     skip_tls_verify: tuple[RegistryHost, ...] = ()
-    certificates: dict[RegistryHost, SecretValue] = {}
+    certificates: dict[RegistryHost, SecretValue] = Field(default_factory=dict)
     """Registry -> the Secret's key that holds its CA certificate (PEM)."""
 
     @model_validator(mode="after")
@@ -242,22 +244,22 @@ class BuildRequest(Frozen):
     """The first names the image; further tags of its repository are set after the push; other repositories are pushed too."""
     push: bool = True
     tar: TarOutput | None = None
-    build_args: dict[Variable, Text | SecretValue] = {}
+    build_args: dict[Variable, Text | SecretValue] = Field(default_factory=dict)
     target: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")] | None = None
-    labels: dict[Annotated[str, StringConstraints(pattern=r"^[^\s=\x00]{1,255}$")], Text] = {}
+    labels: dict[Annotated[str, StringConstraints(pattern=r"^[^\s=\x00]{1,255}$")], Text] = Field(default_factory=dict)
     platforms: tuple[Annotated[str, StringConstraints(pattern=r"^linux/[a-z0-9]+(/v[0-9]+)?$")], ...] = ("linux/amd64",)
     cache: Cache | None = None
-    placement: Placement = Placement()
-    identity: Identity = Identity()
-    environment: dict[Variable, Text] = {}
+    placement: Placement = Field(default_factory=Placement)
+    identity: Identity = Field(default_factory=Identity)
+    environment: dict[Variable, Text] = Field(default_factory=dict)
     """For the executor's process: HTTP_PROXY, HTTPS_PROXY, NO_PROXY and the like."""
-    secrets: Secrets = Secrets()
-    registries: Registries = Registries()
-    resources: Resources = Resources()
-    deadlines: Deadlines = Deadlines()
+    secrets: Secrets = Field(default_factory=Secrets)
+    registries: Registries = Field(default_factory=Registries)
+    resources: Resources = Field(default_factory=Resources)
+    deadlines: Deadlines = Field(default_factory=Deadlines)
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Higher goes first within the project."""
-    flags: dict[str, str] = {}
+    flags: dict[str, str] = Field(default_factory=dict)
     """Further Kaniko flags, by name without the dashes; see docs/requests.md for those that are allowed."""
 
     max_platforms: ClassVar[int] = 1
@@ -302,7 +304,7 @@ class BuildRequest(Frozen):
                 raise ValueError(f"flags: {name} takes {allowed.pattern}, not {text!r}")
         return self
 
-    @property
+    @cached_property
     def images(self) -> tuple[ImageReference, ...]:
         return tuple(ImageReference.parse(text) for text in self.destinations)
 
@@ -318,8 +320,8 @@ class BuildRequest(Frozen):
         return is_fixed(reference.tag or "latest", commit=self.commit, ref=self.ref)
 
     def to_json(self) -> str:
-        """The wire form: what differs from the defaults, and always the schema's version."""
-        return f'{{"schema_version":{SCHEMA_VERSION},{self.model_dump_json(exclude_defaults=True)[1:]}'
+        """The wire form: what was given, and always the schema's version."""
+        return f'{{"schema_version":{SCHEMA_VERSION},{self.__pydantic_serializer__.to_json(self, exclude_unset=True, exclude=_VERSION_FIELD).decode()[1:]}'
 
     @classmethod
     def parse(cls, given: Any) -> Self:

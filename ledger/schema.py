@@ -42,11 +42,12 @@ def _event() -> dict[str, Any]:
         "timestamp": {"type": "string", "format": "date-time"},
     }
     custom = {
-        **dict.fromkeys(("build", "project"), _TEXT),
+        "build": _TEXT,
+        "project": _TEXT,
         "state": {"enum": [str(state) for state in State]},
         "attempt": {"type": "integer", "minimum": 0},
         "outcome": {"enum": sorted(set(OUTCOMES.values()))},
-        **dict.fromkeys(("reason", "message", "ref", "commit", "image", "digest"), {"type": "string"}),
+        **{key: {"type": "string"} for key in ("reason", "message", "ref", "commit", "image", "digest")},
         "destinations": {"type": "array", "items": _TEXT},
     }
     subject = {"id": _TEXT, "source": {**_TEXT, "format": "uri-reference"}, "content": _object({"artifactId": _TEXT}, required=[])}

@@ -6,6 +6,7 @@ Celery carries nudges: short, idempotent steps whose loss costs seconds, because
 from __future__ import annotations
 
 from celery import Celery
+from kombu import Queue
 
 from ledger.queue import ROUTES
 from ledger.settings import settings
@@ -28,8 +29,8 @@ app.conf.update(
     broker_connection_max_retries=None,  # and may be away for long: the worker waits, it does not end
     task_ignore_result=True,  # results are records and events; a result backend would keep keys that nobody reads
     task_routes=ROUTES,
+    task_queues=[Queue(route["queue"]) for route in ROUTES.values()],  # a worker takes every step unless -Q says otherwise
     task_default_queue="crabpot.dispatch",
-    task_create_missing_queues=True,
     task_serializer="json",
     accept_content=["json"],  # never pickle: whoever can write to Redis must not run code here
     task_acks_late=True,  # a step is safe to run twice, and must not be lost with its worker

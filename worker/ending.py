@@ -52,7 +52,7 @@ async def end_attempt(
         return await place.ledger.transition(build, State.PUBLISHING, due=_FINISH_AGAIN, fence=fence, **changes)
     reason = worst.reason
     assert reason is not None
-    changes |= {"reason": reason, "message": clean(worst.message)}
+    changes |= {"reason": reason, "message": clean(worst.message or str(reason))}
     if reason in _RECOVERABLE and build.request.push:
         return await place.ledger.transition(build, State.PUBLISHING, due=_FINISH_AGAIN, fence=fence, **changes, publish_tries=0)
     return await try_again(place, record, reason, changes, retry_after=retry_after, fence=fence)

@@ -13,7 +13,7 @@ import structlog
 
 from ledger.build import ATTEMPT_LABEL, Build, Reason, State
 from ledger.deadlines import deadline
-from ledger.errors import CrabpotError, NotFound, RegistryDenied, RegistryError, TooLate, VersionConflict
+from ledger.errors import ClusterError, CrabpotError, NotFound, RegistryDenied, RegistryError, TooLate, VersionConflict
 from ledger.events import EventType, event
 from ledger.projects import ProjectSettings
 from ledger.references import ImageReference
@@ -68,7 +68,7 @@ async def _settle(place: Place, build: Build) -> None:
             f"the image was pushed, but crabpot's worker may not read or tag it: {error}; give the project a credential under `registries`"
         )
         await finalize(place, build, State.FAILED, None, reason=Reason.REGISTRY_DENIED, message=message)
-    except RegistryError as error:
+    except (RegistryError, ClusterError) as error:
         await _later(place, build, project, error)
 
 

@@ -19,10 +19,10 @@ from datetime import UTC, timedelta
 
 from ledger.build import ATTEMPT_LABEL, Build, pod_name
 from ledger.errors import LaunchRefused
+from ledger.flags import RESERVED_ENVIRONMENT
 from ledger.quantities import parse_duration
 from ledger.references import ImageReference
 from ledger.request import (
-    RESERVED_ENVIRONMENT,
     BuildRequest,
     ClaimSource,
     ConfigMapSource,
@@ -31,7 +31,6 @@ from ledger.request import (
     SecretValue,
     TarballSource,
     Toleration,
-    after,
 )
 from worker.cluster import FolderMount, Launch, PodName, SecretMount, SecretVariable
 
@@ -39,6 +38,7 @@ SOURCE = "/kaniko/source"
 OUTPUT = "/kaniko/output"
 DOCKER_CONFIG = "/kaniko/.docker"
 GOOGLE_KEY = "/kaniko/google/key.json"
+AUTHORITIES = "/kaniko/ssl/certs"
 TERMINATION_MESSAGE = "/dev/termination-log"
 DEFAULT_FLAGS = {"log-format": "text", "push-retry": "2", "image-download-retry": "2", "image-fs-extract-retry": "1"}
 
@@ -78,7 +78,7 @@ def launch(
         cpu=cpu or resources.cpu,
         memory=memory or resources.memory,
         ephemeral_storage=ephemeral_storage or resources.ephemeral_storage,
-        run_deadline=run_deadline or (after(request.deadlines.running) if request.deadlines.running else None),
+        run_deadline=run_deadline or _deadline(request),
         node_selector=dict(placement.node_selector),
         node_name=placement.node_name,
         tolerations=tuple(_toleration(toleration) for toleration in placement.tolerations),
@@ -162,8 +162,8 @@ def _registries(request: BuildRequest) -> Iterator[str]:
     yield from (f"--registry-mirror={target}" for target in registries.mirrors)
     yield from (f"--insecure-registry={_registry(host)}" for host in registries.insecure)
     yield from (f"--skip-tls-verify-registry={_registry(host)}" for host in registries.skip_tls_verify)
-    for number, host in enumerate(registries.certificates):
-        yield f"--registry-certificate={_registry(host)}={_certificate_file(number)}"
+    for host, path in _certificate_files(request).items():
+        yield f"--registry-certificate={_registry(host)}={path}"
 
 
 def _flags(request: BuildRequest) -> Iterator[str]:
@@ -180,6 +180,8 @@ def _environment(request: BuildRequest) -> Iterator[tuple[str, str]]:
         case TarballSource(s3_endpoint=str(endpoint)):
             yield "S3_ENDPOINT", endpoint
             yield "S3_FORCE_PATH_STYLE", "true"
+    if any(path.startswith(AUTHORITIES) for path in _certificate_files(request).values()):
+        yield "SSL_CERT_DIR", f"{AUTHORITIES}:/etc/ssl/certs"
     if request.secrets.docker_config:
         yield "DOCKER_CONFIG", DOCKER_CONFIG
     if request.secrets.google_key:
@@ -202,7 +204,7 @@ def _secret_mounts(request: BuildRequest) -> Iterator[SecretMount]:
     if secrets.google_key:
         yield _mount(secrets.google_key, GOOGLE_KEY)
     yield from (_mount(mount.value, _secret_file(number)) for number, mount in enumerate(secrets.mounts))
-    yield from (_mount(value, _certificate_file(number)) for number, value in enumerate(request.registries.certificates.values()))
+    yield from (_mount(request.registries.certificates[host], path) for host, path in _certificate_files(request).items())
 
 
 def _folders(request: BuildRequest) -> Iterator[FolderMount]:
@@ -215,6 +217,10 @@ def _folders(request: BuildRequest) -> Iterator[FolderMount]:
             yield FolderMount(path=SOURCE, config_map=config_map)
     if request.tar:
         yield FolderMount(path=OUTPUT, host_path=_tar_place(request)[0], claim=request.tar.claim, writable=True)
+
+
+def _deadline(request: BuildRequest) -> timedelta | None:
+    return timedelta(seconds=parse_duration(request.deadlines.running)) if request.deadlines.running else None
 
 
 def _tar_place(request: BuildRequest) -> tuple[str | None, str]:
@@ -251,8 +257,14 @@ def _secret_file(number: int) -> str:
     return f"/kaniko/mounted-secrets/{number}"
 
 
-def _certificate_file(number: int) -> str:
-    return f"/kaniko/certificates/{number}.pem"
+def _certificate_files(request: BuildRequest) -> dict[str, str]:
+    """Host -> its CA certificate's file. One of the source's host goes where all of Kaniko's connections look for authorities."""
+    source = request.source
+    home = source.url.partition("://")[2].partition("/")[0] if isinstance(source, GitSource | TarballSource) else None
+    return {
+        host: f"{AUTHORITIES if host == home else '/kaniko/certificates'}/crabpot-{number}.pem"
+        for number, host in enumerate(request.registries.certificates)
+    }
 
 
 def _registry(host: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ledger.errors import RegistryDenied
+from ledger.errors import ClusterDenied, NotFound, RegistryDenied
 from ledger.projects import ProjectSettings, RegistryAccess
 from ledger.settings import Settings
 from worker.cluster import Cluster
@@ -38,7 +38,10 @@ class Registries:
                 raise RegistryDenied(
                     f"the registry's credential is the Secret {access.secret}, and this cluster has no Secrets; name a docker_config instead"
                 )
-            data = await read_secret(settings.namespace or self._settings.namespace, access.secret)
+            try:
+                data = await read_secret(settings.namespace or self._settings.namespace, access.secret)
+            except (NotFound, ClusterDenied) as error:
+                raise RegistryDenied(f"the registry's credential cannot be read: {error}") from error
             if ".dockerconfigjson" not in data:
                 raise RegistryDenied(
                     f"the Secret {access.secret} has no key .dockerconfigjson; create it with `kubectl create secret docker-registry`"

@@ -1,0 +1,132 @@
+"""The line to the API server: who we are to it, and requests whose every failure is one of our errors.
+
+The only module that imports the Kubernetes client, so that it can be swapped (the official client has an asyncio edition by now). The
+client gives credentials and transport. Answers are taken raw: its model classes cost much more time and memory, and its watch repeats
+an expired version, does not pause after an empty stream, and takes a proxy's page for events. Nothing here waits without a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes_asyncio.client import ApiClient, Configuration
+from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
+
+from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound
+from worker.cluster.answers import Answer, failure_of
+from worker.cluster.watching import Pace
+
+
+class Silent(ClusterUnavailable):
+    """The cluster sent nothing for too long."""
+
+
+class Api:
+    """The API server: who we are to it, and calls with timeouts whose failures are our errors."""
+
+    def __init__(self, kubeconfig: Path | None, context: str | None, slots: int, pace: Pace) -> None:
+        self._kubeconfig, self._context, self._slots, self._pace = kubeconfig, context, slots, pace
+        self._configuration = Configuration()
+        self._clients: tuple[ApiClient, ApiClient] | None = None
+        self._connecting = asyncio.Lock()
+
+    async def call(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, patch: bool = False
+    ) -> Answer:
+        """One request, and once more after 401 with fresh credentials. ClusterUnavailable leaves open whether it was done."""
+        answer = await self._call(method, path, query, body, patch)
+        if answer.status == 401:
+            await self._authenticate()
+            answer = await self._call(method, path, query, body, patch)
+        return answer
+
+    async def _call(self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, patch: bool) -> Answer:
+        client = (await self._connect())[0]
+        kind = "application/strategic-merge-patch+json" if patch else "application/json"
+        limits = (self._pace.connect, self._pace.answer)
+        async with (
+            _translated(f"{method} {path}"),
+            await self._open(client, method, path, query, limits, body=body, kind=kind) as response,
+        ):
+            return Answer.read(response.status, response.headers, await response.read())
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Mapping[str, Any], *, silence: float, doing: str, logs: bool = False
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A long answer: its status is 200, else what `failure_of` says, or NotFound for 400 and 404 of a log."""
+        client = (await self._connect())[logs]
+        async with _translated(doing), await self._open(client, "GET", path, query, (self._pace.connect, silence)) as response:
+            if response.status != 200:
+                answer = Answer.read(response.status, response.headers, await response.read())
+                if logs and answer.definite and answer.status in (400, 404):
+                    raise NotFound(answer.message)
+                raise failure_of(answer, doing)
+            yield response
+
+    async def _open(
+        self,
+        client: ApiClient,
+        method: str,
+        path: str,
+        query: Any,
+        limits: tuple[float, float],
+        *,
+        body: Any = None,
+        kind: str = "application/json",
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": "application/json, */*", "Content-Type": kind}
+        response: aiohttp.ClientResponse = await client.call_api(
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _request_timeout=aiohttp.ClientTimeout(connect=limits[0], sock_connect=limits[0], sock_read=limits[1]),
+        )
+        return response
+
+    async def _connect(self) -> tuple[ApiClient, ApiClient]:
+        async with self._connecting:
+            if self._clients is None:
+                await self._authenticate()
+                first = ApiClient(self._configuration)
+                self._configuration.connection_pool_maxsize = self._slots
+                self._clients = first, ApiClient(self._configuration)
+            return self._clients
+
+    async def _authenticate(self) -> None:
+        """The service account inside a cluster, unless a kubeconfig is named; else kubectl's own. Both clients share the outcome."""
+        try:
+            if self._kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+                load_incluster_config(client_configuration=self._configuration)  # type: ignore[no-untyped-call]
+            else:
+                path = str(self._kubeconfig) if self._kubeconfig else None
+                await load_kube_config(path, self._context, self._configuration, persist_config=False)
+        except (ConfigException, OSError) as error:
+            raise ClusterDenied(f"no credentials for a cluster: {error}; set CRABPOT_KUBECONFIG, or run inside the cluster") from None
+
+    async def close(self) -> None:
+        clients, self._clients = self._clients, None
+        for client in clients or ():
+            await client.close()
+
+
+@asynccontextmanager
+async def _translated(doing: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError:
+        raise ClusterUnavailable(f"{doing}: no connection to the cluster in time") from None
+    except TimeoutError:
+        raise Silent(f"{doing}: the cluster did not answer in time") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise ClusterUnavailable(f"{doing}: {error or type(error).__name__}") from None

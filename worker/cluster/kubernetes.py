@@ -1,0 +1,235 @@
+"""Launches as bare pods on Kubernetes.
+
+A pod costs four requests: create, log, release, delete. All that is learned of it comes by one watch a namespace. Names say which pod is
+meant, uids which life of it: a release or a delete that comes late does nothing to a later pod of the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from datetime import datetime, timedelta
+from math import ceil
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound, PodConflict, WatchExpired
+from worker.cluster import Launch, LogLine, Pod, PodName, Snapshot
+from worker.cluster.answers import failure_of, refusal_of
+from worker.cluster.connection import Api, Silent
+from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
+from worker.cluster.manifest import CONTAINER, FINALIZER, SELECTOR, pod_manifest
+from worker.cluster.pod_status import read_pod
+from worker.cluster.watching import Pace, follow, lines_of
+
+READABLE = "crabpot.dev/readable"
+"""The label by which a Secret's owner lets workers read it."""
+RIGHTS = (*((verb, "pods", "") for verb in ("create", "get", "list", "watch", "patch", "delete")), ("get", "pods", "log"))
+_PAGE = 500
+
+
+class KubernetesCluster:
+    """Pods in some namespaces of a cluster; see `worker.cluster.Cluster`."""
+
+    def __init__(
+        self,
+        namespaces: Sequence[str],
+        *,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        slots: int = 256,
+        pace: Pace | None = None,
+    ) -> None:
+        """`slots`: how many logs may be followed at once."""
+        self._namespaces, self._pace = tuple(namespaces), pace or Pace()
+        self._api = Api(kubeconfig, context, slots, self._pace)
+        self._homes: dict[PodName, str] = {}
+
+    async def launch(self, launch: Launch) -> Pod:
+        path, body = f"/api/v1/namespaces/{launch.namespace}/pods", pod_manifest(launch)
+        # The server gives a create up before we stop asking, so that none is committed after our last word.
+        query = {"timeout": f"{ceil(self._pace.answer)}s"}
+        end = monotonic() + self._pace.launch
+        failures, doubtful = 0, False
+        while True:
+            try:
+                answer = await self._api.call("POST", path, query=query, body=body)
+                if answer.ok and answer.body:
+                    return read_pod(answer.body)
+                refusal = refusal_of(answer)
+                if refusal and not doubtful:
+                    raise refusal
+                # After a doubtful create even a refusal proves nothing: quota is checked before the name, and used by the pod itself.
+                if (refusal or answer.reason == "AlreadyExists") and (pod := await self._adopt(launch)):
+                    return pod
+                trouble = ClusterUnavailable(f"could not create the pod {launch.pod}: {answer.message}", retry_after=answer.retry_after)
+                doubtful |= answer.status >= 500 or answer.body is None
+            except ClusterUnavailable as error:
+                trouble, doubtful = error, True
+            failures += 1
+            pause = max(self._pace.pause(failures), trouble.retry_after or 0.0)
+            if monotonic() + pause > end:
+                raise trouble
+            await asyncio.sleep(pause)
+
+    async def _adopt(self, launch: Launch) -> Pod | None:
+        """The pod of that name if it is this launch's; None if there is none."""
+        answer = await self._api.call("GET", f"/api/v1/namespaces/{launch.namespace}/pods/{launch.pod}")
+        if answer.definite and answer.status == 404:
+            return None
+        if not answer.ok or answer.body is None:
+            raise failure_of(answer, f"read the pod {launch.pod}")
+        try:
+            pod = read_pod(answer.body)
+        except ValueError:
+            pod = None
+        if pod is None or (pod.build, pod.attempt, pod.platform) != (launch.build, launch.attempt, launch.platform):
+            raise PodConflict(
+                f"a pod {launch.namespace}/{launch.pod} exists that this attempt did not make; look at it, and delete it if it is not needed"
+            )
+        return pod
+
+    async def pods(self) -> Snapshot:
+        found: list[Pod] = []
+        versions: dict[str, str] = {}
+        for namespace in self._namespaces:
+            pods, versions[namespace] = await self._list(namespace)
+            found += pods
+        return Snapshot(pods=tuple(found), version=",".join(f"{namespace}={version}" for namespace, version in versions.items()))
+
+    async def _list(self, namespace: str) -> tuple[list[Pod], str]:
+        pods: list[Pod] = []
+        query = {"labelSelector": SELECTOR, "limit": _PAGE}
+        while True:
+            answer = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
+            if not answer.ok or answer.body is None:
+                raise failure_of(answer, f"list pods in {namespace}")
+            pods += (read_pod(raw) for raw in answer.body["items"])
+            metadata = answer.body["metadata"]
+            if not metadata.get("continue"):
+                self._homes |= {pod.name: namespace for pod in pods}
+                return pods, metadata["resourceVersion"]
+            query["continue"] = metadata["continue"]
+
+    async def watch(self, since: str) -> AsyncIterator[Pod]:
+        versions = dict(part.split("=", 1) for part in since.split(",") if "=" in part)
+        if set(versions) != set(self._namespaces):
+            raise WatchExpired("the namespaces have changed since; list again")
+        changes: asyncio.Queue[tuple[str, Pod] | Exception] = asyncio.Queue(1024)
+        tasks = [asyncio.create_task(self._pump(namespace, version, changes)) for namespace, version in versions.items()]
+        try:
+            while True:
+                change = await changes.get()
+                if isinstance(change, Exception):
+                    raise change
+                namespace, pod = change
+                self._homes[pod.name] = namespace
+                yield pod
+                if pod.phase == "gone":
+                    self._homes.pop(pod.name, None)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(self, namespace: str, version: str, changes: asyncio.Queue[tuple[str, Pod] | Exception]) -> None:
+        def open_watch(version: str, seconds: float) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+            return self._open_watch(namespace, version, seconds)
+
+        try:
+            async with aclosing(follow(open_watch, version, self._pace)) as pods:
+                async for pod in pods:
+                    await changes.put((namespace, pod))
+        except Exception as error:
+            await changes.put(error)
+
+    @asynccontextmanager
+    async def _open_watch(self, namespace: str, version: str, seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "labelSelector": SELECTOR,
+            "resourceVersion": version,
+            "timeoutSeconds": ceil(seconds),
+        }
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        async with self._api.stream(path, query, silence=seconds + self._pace.answer, doing=f"watch pods in {namespace}") as response:
+            yield response.content.iter_any()
+
+    async def logs(self, pod: PodName, *, since: datetime | None = None) -> AsyncIterator[LogLine]:
+        place = Place(since)
+        for namespace in self._where(pod):
+            path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+            while True:
+                query = {"container": CONTAINER, "follow": "true", "timestamps": "true"}
+                if place.time:
+                    query["sinceTime"] = since_time(place.time)
+                place.resume()
+                try:
+                    async with self._api.stream(
+                        path, query, silence=self._pace.log_silence, doing=f"read the log of {pod}", logs=True
+                    ) as response:
+                        async for raw in lines_of(response.content.iter_any(), LONGEST):
+                            if (line := read_line(raw)) and place.is_new(line):
+                                yield line
+                    return
+                except NotFound:
+                    break
+                except Silent:
+                    continue
+
+    async def release(self, pod: PodName, uid: str) -> None:
+        # Takes our finalizer off and no other's; a list in a merge patch would replace them all.
+        body = {"metadata": {"uid": uid, "$deleteFromPrimitiveList/finalizers": [FINALIZER]}}
+        await self._change("PATCH", pod, body, "release")
+
+    async def delete(self, pod: PodName, uid: str, grace: timedelta) -> None:
+        # No grace at all would take the pod out of the API before its container is seen ended.
+        options = {"gracePeriodSeconds": max(1, ceil(grace.total_seconds())), "preconditions": {"uid": uid}}
+        await self._change("DELETE", pod, options, "delete")
+
+    async def _change(self, method: str, pod: PodName, body: Mapping[str, Any], doing: str) -> None:
+        """One request with the uid as its precondition; another uid, or no pod, is what was wanted already."""
+        for namespace in self._where(pod):
+            answer = await self._api.call(method, f"/api/v1/namespaces/{namespace}/pods/{pod}", body=body, patch=method == "PATCH")
+            if answer.ok or (answer.definite and answer.status in (409, 422) and "uid" in answer.message.lower()):
+                return
+            if not (answer.definite and answer.status == 404):
+                raise failure_of(answer, f"{doing} the pod {pod}")
+
+    def _where(self, pod: PodName) -> tuple[str, ...]:
+        """The namespace that the pod was seen in; before that, all of them."""
+        home = self._homes.get(pod)
+        return (home,) if home else self._namespaces
+
+    async def read_secret(self, namespace: str, name: str) -> dict[str, bytes]:
+        """A Secret's data, if its owner labelled it for crabpot. ClusterDenied, NotFound, ClusterUnavailable."""
+        answer = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}")
+        if answer.definite and answer.status == 404:
+            raise NotFound(f"there is no Secret {name} in the namespace {namespace}")
+        if not answer.ok or answer.body is None:
+            raise failure_of(answer, f"read the Secret {name} in {namespace}")
+        if (answer.body["metadata"].get("labels") or {}).get(READABLE) != "true":
+            raise ClusterDenied(
+                f"the Secret {name} is not labelled for crabpot; if its owner agrees: kubectl -n {namespace} label secret {name} {READABLE}=true"
+            )
+        return {key: base64.b64decode(value) for key, value in (answer.body.get("data") or {}).items()}
+
+    async def check_rights(self, namespace: str) -> list[str]:
+        """What this account may not do there and should, as "create pods"."""
+        missing = []
+        for verb, resource, subresource in RIGHTS:
+            wanted = {"namespace": namespace, "verb": verb, "resource": resource, "subresource": subresource}
+            review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": wanted}}
+            answer = await self._api.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)
+            if not answer.ok or answer.body is None:
+                raise failure_of(answer, "ask for our rights")
+            if not answer.body["status"].get("allowed"):
+                missing.append(f"{verb} {resource}{'/' if subresource else ''}{subresource}")
+        return missing
+
+    async def close(self) -> None:
+        await self._api.close()

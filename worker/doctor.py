@@ -1,0 +1,160 @@
+"""`crabpot doctor`: looks at everything that builds need, and says of each fault how to mend it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+
+import click
+
+from ledger.errors import CrabpotError, InputInvalid
+from ledger.fitness import Finding, examine
+from ledger.projects import Projects, ProjectSettings, read_projects
+from ledger.settings import Settings
+from ledger.store import Ledger
+from worker.cluster import Cluster
+from worker.place import namespaces_of, open_cluster
+from worker.registries import Registries
+
+_SKEW = 2.0
+"""Seconds that this machine's clock may be off Redis's."""
+
+
+async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
+    """Every finding, in the order in which a newcomer mends them."""
+    projects = None
+    if settings.projects:
+        projects, finding = _projects_file(settings)
+        yield finding
+    ledger = Ledger.open(settings)
+    try:
+        try:
+            for finding in await examine(ledger.connection):
+                yield finding
+            yield await _clock(ledger)
+            stored = await ledger.projects()
+        except CrabpotError as error:
+            yield Finding(
+                "redis", False, str(error), f"start Redis, or set CRABPOT_REDIS_URL (now {settings.redis_url.rpartition('@')[2]})"
+            )
+            return
+        known = projects.projects if projects else stored
+        if not known:
+            yield Finding(
+                "projects",
+                False,
+                "the ledger knows none",
+                "write a projects file and set CRABPOT_PROJECTS for `crabpot serve` and `crabpot watch`",
+            )
+        leader = await ledger.leases.holder("watch")
+        yield Finding("watcher", leader is not None, f"{leader} leads" if leader else "none leads", "start `crabpot watch`")
+        cluster = open_cluster(settings, await namespaces_of(settings, ledger))
+        registries = Registries(cluster, settings)
+        try:
+            async for finding in _cluster(settings, cluster, await namespaces_of(settings, ledger)):
+                yield finding
+            async for finding in _registries(registries, known):
+                yield finding
+        finally:
+            await registries.close()
+            await cluster.close()
+    finally:
+        await ledger.close()
+
+
+def _projects_file(settings: Settings) -> tuple[Projects | None, Finding]:
+    assert settings.projects is not None
+    try:
+        projects = read_projects(settings.projects)
+    except InputInvalid as error:
+        return None, Finding("projects file", False, str(error), "mend the lines named")
+    return projects, Finding("projects file", True, f"{settings.projects}: {len(projects.projects)} projects")
+
+
+async def _clock(ledger: Ledger) -> Finding:
+    seconds, microseconds = await ledger.connection.command("TIME")
+    skew = abs(datetime.now(UTC).timestamp() - int(seconds) - int(microseconds) / 1e6)
+    return Finding(
+        "clock",
+        skew < _SKEW,
+        f"{skew:.3f} s off Redis's",
+        "let chrony or systemd-timesyncd set the clocks: deadlines are compared across machines",
+    )
+
+
+async def _cluster(settings: Settings, cluster: Cluster, namespaces: list[str]) -> AsyncIterator[Finding]:
+    name = f"cluster ({settings.cluster})"
+    try:
+        pods = (await cluster.pods()).pods
+        yield Finding(name, True, f"answers; {len(pods)} pods of ours in {', '.join(namespaces)}")
+    except CrabpotError as error:
+        yield Finding(
+            name,
+            False,
+            str(error),
+            "check CRABPOT_KUBECONFIG and CRABPOT_NAMESPACE, and install deploy/helm/crabpot for accounts and rights",
+        )
+        return
+    check_rights = getattr(cluster, "check_rights", None)  # a cluster without accounts has no rights to look at
+    for namespace in namespaces if check_rights else ():
+        assert check_rights is not None
+        missing = await check_rights(namespace)
+        yield Finding(
+            f"rights in {namespace}",
+            not missing,
+            f"missing: {', '.join(missing)}" if missing else "all there",
+            "bind the Roles of deploy/helm/crabpot to this account",
+        )
+
+
+async def _registries(registries: Registries, projects: dict[str, ProjectSettings]) -> AsyncIterator[Finding]:
+    """For every image of every project: does its registry answer, and may a worker read and tag there?"""
+    for name, project in projects.items():
+        for image in dict.fromkeys(rule.image for rule in project.rules):
+            host, _, repository = image.partition("/")
+            try:
+                client = await registries.client(name, project, host)
+                await client.ping(host)
+                async for _ in client.tags(host, repository):
+                    break
+                await client.can_push(host, repository)
+                yield Finding(f"registry {image}", True, "answers; read and tag allowed")
+            except CrabpotError as error:
+                mend = f"projects.{name}.registries.{host}: give docker_config or secret (and insecure: true for plain HTTP)"
+                yield Finding(f"registry {image}", False, str(error), mend)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def command(as_json: bool) -> None:
+    """Check Redis, the cluster, rights, registries and clocks, and say how to mend what is wrong. Exits 1 on a fault."""
+    show = _as_json if as_json else _as_text
+    try:
+        faults = asyncio.run(_run(Settings.load(), show))
+    except CrabpotError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(1 if faults else 0)
+
+
+async def _run(settings: Settings, show: Callable[[Finding], None]) -> int:
+    faults = 0
+    async for finding in diagnose(settings):
+        show(finding)
+        faults += not finding.well
+    return faults
+
+
+def _as_text(finding: Finding) -> None:
+    mark = click.style("ok   ", fg="green") if finding.well else click.style("FAULT", fg="red", bold=True)
+    click.echo(f"{mark} {finding.name}: {finding.found}")
+    if not finding.well and finding.mend:
+        click.echo(f"      {finding.mend}")
+
+
+def _as_json(finding: Finding) -> None:
+    click.echo(
+        json.dumps({"name": finding.name, "well": finding.well, "found": finding.found, "mend": None if finding.well else finding.mend})
+    )

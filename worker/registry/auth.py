@@ -1,0 +1,261 @@
+"""How a registry is told who asks: its challenge is learnt by a ping, then answered by Basic, or by a token for exactly the rights needed.
+
+The token flow is distribution's (docs/spec/auth), with OAuth2 for identity tokens. A token with less than was asked for is no error of
+the flow, so it is looked for here: in the token where it can be read, else in a second 401.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from ledger.errors import RegistryConfused, RegistryDenied
+from worker.registry.credentials import Credential, Credentials
+from worker.registry.manifests import parse_object
+from worker.registry.wire import Answer, Wire, refusal
+
+_TOKEN_LIFE = 60.0
+"""Seconds that a token lives where its server does not say (the specification's default)."""
+_BASIC_LIFE = 60.0
+"""Seconds that a looked-up user and password are used, so that a credential helper does not run for every request."""
+_MAX_TOKEN = 1024 * 1024
+_MAX_GRANTS = 1000
+_CHALLENGE = re.compile(r"""[\s,]*(?P<scheme>[!#$%&'*+.^_`|~\w-]+)(?:\s+(?=[^\s=,]+\s*=)|\s*(?=,|$))""", re.ASCII)
+_PARAMETER = re.compile(r"""[\s,]*(?P<name>[!#$%&'*+.^_`|~\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s",]+))""", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Rights on one thing: `repository:team/app:pull,push`."""
+
+    name: str
+    actions: tuple[str, ...]
+    kind: str = "repository"
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}:{','.join(self.actions)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a 401 asks for; the scheme in lower case."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Grant:
+    """An Authorization header for some scopes; the lock lets one of many that need it fetch it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    header: str | None = field(default=None, repr=False)
+    until: float = 0
+
+
+class Authorizer:
+    """Sends requests to registries with the Authorization that they need, and keeps challenges and tokens meanwhile."""
+
+    def __init__(self, wire: Wire, credentials: Credentials, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._wire = wire
+        self._credentials = credentials
+        self._clock = clock
+        self._challenges: dict[str, Challenge | None] = {}
+        self._grants: dict[tuple[str, frozenset[Scope]], _Grant] = {}
+
+    async def ping(self, registry: str) -> None:
+        """Learn what the registry asks for. RegistryConfused: it is no registry; RegistryUnavailable, RateLimited, RegistryDenied."""
+        answer = await self._wire.send("GET", f"{self._wire.base(registry)}/v2/", headers={})
+        if answer.status == 200:
+            self._challenges[registry] = None
+        elif answer.status == 401:
+            self._challenges[registry] = _pick(registry, answer)
+        elif answer.status == 404:
+            raise RegistryConfused(f"{registry} does not speak the registry protocol: it has no /v2/")
+        else:
+            raise refusal(answer, f"reach the registry {registry}")
+
+    async def send(
+        self,
+        method: str,
+        registry: str,
+        path: str,
+        *scopes: Scope,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        limit: int = 64 * 1024,
+    ) -> Answer:
+        """Send with the rights of `scopes` (the first names the repository whose credential is used). `path` begins with `/v2/`.
+
+        A 401 is answered once, by a new token: the old one may have ended early. After a second one it is RegistryDenied.
+        """
+        if registry not in self._challenges:
+            await self.ping(registry)
+        url, given = self._wire.base(registry) + path, dict(headers or {})
+        sent = await self._authorization(registry, scopes)
+        answer = await self._wire.send(method, url, headers=given | _header(sent), content=content, limit=limit)
+        if answer.status != 401 or answer.redirected:
+            return answer
+        self._challenges[registry] = challenge = _pick(registry, answer)
+        self._forget(registry, scopes, sent)
+        renewed = await self._authorization(registry, scopes)
+        if renewed is not None and not (renewed == sent and challenge.scheme == "basic"):
+            answer = await self._wire.send(method, url, headers=given | _header(renewed), content=content, limit=limit)
+        if answer.status == 401:
+            raise _denied(registry, scopes, challenge, renewed)
+        return answer
+
+    async def _authorization(self, registry: str, scopes: tuple[Scope, ...]) -> str | None:
+        challenge = self._challenges[registry]
+        if challenge is None:
+            return None
+        grant = self._grants.setdefault((registry, frozenset(scopes)), _Grant())
+        async with grant.lock:
+            if grant.header is None or self._clock() >= grant.until:
+                grant.header = None
+                self._prune()
+                asked_at = self._clock()
+                credential = await self._credentials.find(registry, scopes[0].name if scopes else "")
+                if challenge.scheme == "basic":
+                    grant.header, life = _basic(registry, credential), _BASIC_LIFE
+                else:
+                    token, life = await self._fetch_token(registry, challenge, scopes, credential)
+                    grant.header = f"Bearer {token}"
+                grant.until = asked_at + life * 0.9  # so that it does not end on its way
+            return grant.header
+
+    def _forget(self, registry: str, scopes: tuple[Scope, ...], sent: str | None) -> None:
+        """Unless somebody else has renewed it in the meantime."""
+        grant = self._grants.get((registry, frozenset(scopes)))
+        if grant and grant.header == sent:
+            grant.header = None
+
+    def _prune(self) -> None:
+        if len(self._grants) > _MAX_GRANTS:
+            now = self._clock()
+            self._grants = {key: grant for key, grant in self._grants.items() if grant.until > now or grant.lock.locked()}
+
+    async def _fetch_token(
+        self, registry: str, challenge: Challenge, scopes: tuple[Scope, ...], credential: Credential | None
+    ) -> tuple[str, float]:
+        """A token, and how many seconds it lives."""
+        realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
+        url = self._realm(registry, realm)
+        wanted = [str(scope) for scope in scopes]
+        if credential and credential.identity_token:
+            form = {
+                "grant_type": "refresh_token",
+                "service": service,
+                "client_id": "crabpot",
+                "scope": " ".join(wanted),
+                "refresh_token": credential.identity_token,
+            }
+            answer = await self._wire.send("POST", url.geturl(), headers={}, form=form, limit=_MAX_TOKEN)
+        else:
+            query = urlencode([*parse_qsl(url.query), *([("service", service)] if service else []), *(("scope", one) for one in wanted)])
+            answer = await self._wire.send(
+                "GET", url._replace(query=query).geturl(), headers=_header(credential.basic if credential else None), limit=_MAX_TOKEN
+            )
+        doing = (
+            f"get a token for {' '.join(wanted) or registry} {'with the configured credential' if credential else 'without a credential'}"
+        )
+        if answer.status in (400, 401, 403):  # OAuth2 answers 400 `invalid_grant`
+            raise RegistryDenied(f"cannot {doing}: the token server {answer.host} answered {answer.status}")
+        if answer.status != 200:
+            raise refusal(answer, doing)
+        given = parse_object(answer.body, "token answer")
+        token = given.get("token") or given.get("access_token")
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise RegistryConfused(f"cannot {doing}: the token server {answer.host} answered without a token")
+        _check_grant(registry, token, scopes)
+        life = given.get("expires_in")
+        return token, float(life) if isinstance(life, int | float) and life > 0 else _TOKEN_LIFE
+
+    def _realm(self, registry: str, realm: str) -> SplitResult:
+        """Where the token server is. It is sent the credential, so it must speak https where its registry does."""
+        try:
+            url = urlsplit(realm)
+        except ValueError:
+            url = urlsplit("")
+        if url.scheme not in ("https", "http") or not url.hostname:
+            raise RegistryConfused(f"{registry} asks for a token but names no token server")
+        if url.scheme == "http" and self._wire.base(registry).startswith("https:"):
+            raise RegistryConfused(
+                f"{registry} names a token server that speaks plain HTTP ({url.hostname}); the credential is not sent there"
+            )
+        return url
+
+
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+    """The challenges of all WWW-Authenticate headers (RFC 9110 11.6.1), in order; what cannot be read ends its header."""
+    found: list[Challenge] = []
+    for header in headers:
+        at = 0
+        while match := _CHALLENGE.match(header, at):
+            at, parameters = match.end(), {}
+            while parameter := _PARAMETER.match(header, at):
+                at, quoted = parameter.end(), parameter["quoted"]
+                parameters[parameter["name"].lower()] = parameter["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            found.append(Challenge(match["scheme"].lower(), parameters))
+    return found
+
+
+def granted(token: str) -> list[tuple[str, str, frozenset[str]]] | None:
+    """Kind, name and actions that a token says it grants (its JWT's `access` claim); None where it does not say."""
+    try:
+        payload = token.split(".")[1]
+        access: Any = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["access"]
+        return [(str(one["type"]), str(one["name"]), frozenset(one["actions"] or ())) for one in access]
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError, binascii.Error):
+        return None
+
+
+def _check_grant(registry: str, token: str, scopes: tuple[Scope, ...]) -> None:
+    """RegistryDenied for a token that says it grants less. Names that it does not mention are the registry's to judge: a proxy may rewrite them."""
+    access = granted(token)
+    if access is None:
+        return
+    for scope in scopes:
+        here = [actions for kind, name, actions in access if (kind, name) == (scope.kind, scope.name)]
+        if (here or not access) and not any("*" in actions or actions.issuperset(scope.actions) for actions in here):
+            got = ",".join(sorted(frozenset().union(*here))) or "nothing"
+            raise RegistryDenied(f"the credential for {registry} grants {got} on {scope.name}, and {','.join(scope.actions)} is needed")
+
+
+def _pick(registry: str, answer: Answer) -> Challenge:
+    challenges = parse_challenges(answer.headers.get_list("www-authenticate"))
+    for scheme in ("bearer", "basic"):
+        for challenge in challenges:
+            if challenge.scheme == scheme:
+                return challenge
+    asked = ", ".join(challenge.scheme for challenge in challenges) or "nothing"
+    raise RegistryConfused(f"{registry} answers 401 and asks for {asked[:100]}; Bearer and Basic are known")
+
+
+def _basic(registry: str, credential: Credential | None) -> str | None:
+    if credential is None:
+        return None
+    if credential.identity_token:
+        raise RegistryDenied(f"{registry} asks for a user and password, and an identity token is configured for it")
+    return credential.basic
+
+
+def _denied(registry: str, scopes: tuple[Scope, ...], challenge: Challenge, sent: str | None) -> RegistryDenied:
+    wanted = " ".join(str(scope) for scope in scopes)
+    if sent is None:
+        return RegistryDenied(f"{registry} needs a credential for {wanted}, and none is configured")
+    if challenge.scheme == "basic":
+        return RegistryDenied(f"{registry} refuses the configured user and password for {wanted}")
+    return RegistryDenied(f"{registry} refuses the token for {wanted}: the credential grants less than that")
+
+
+def _header(authorization: str | None) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
