@@ -29,7 +29,9 @@ app.conf.update(
     broker_connection_max_retries=None,  # and may be away for long: the worker waits, it does not end
     task_ignore_result=True,  # results are records and events; a result backend would keep keys that nobody reads
     task_routes=ROUTES,
-    task_queues=[Queue(route["queue"]) for route in ROUTES.values()],  # a worker takes every step unless -Q says otherwise
+    task_queues=[
+        Queue(route["queue"], routing_key=route["queue"]) for route in ROUTES.values()
+    ],  # a worker takes every step unless -Q says otherwise
     task_default_queue="crabpot.dispatch",
     task_serializer="json",
     accept_content=["json"],  # never pickle: whoever can write to Redis must not run code here

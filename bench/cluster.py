@@ -1,0 +1,186 @@
+"""The figures on the cluster that KUBECONFIG names: builds against a bare loop, API requests a build, latency, memory.
+
+Run by `make bench` with the cluster up (`../shared/cluster/cluster up`, then eval its `env`). Ours is the product as shipped: worker and
+watcher as processes of their own, a Redis with AOF. The baseline is one asyncio loop that creates the same pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import kubernetes_asyncio as kubernetes
+
+from bench.figure import Figure, interleaved, spread
+from bench.servers import redis_with_aof
+from ledger.build import Build, BuildRequest, State
+from ledger.projects import parse_projects
+from ledger.settings import Settings
+from ledger.store import Ledger
+from ledger.submission import draft
+from producer.submit import submit_build_async, wait_for_build_async
+from worker.cluster.manifest import pod_manifest
+from worker.kaniko import launch
+
+COUNT, AT_ONCE, PAIRS = 40, 8, 5
+NAMESPACE = "crabpot-bench"
+REGISTRY = os.environ.get("CLUSTER_REGISTRY", "")
+PROJECTS = f"""
+version: 1
+limits: {{max_builds: {AT_ONCE}}}
+projects:
+  bench:
+    namespace: {NAMESPACE}
+    policy:
+      destinations: ["{REGISTRY}/bench/**"]
+      config_maps: [trivial]
+    registries:
+      "{REGISTRY}": {{insecure: true}}
+"""
+
+
+def request(number: int) -> BuildRequest:
+    """A trivial build: FROM scratch and one file, from a ConfigMap."""
+    return BuildRequest.parse(
+        {
+            "project": "bench",
+            "source": {"kind": "config_map", "config_map": "trivial"},
+            "destinations": [f"{REGISTRY}/bench/app:1.0.{number}"],
+            "registries": {"insecure": [REGISTRY]},
+        }
+    )
+
+
+def measure() -> list[Figure]:
+    if not REGISTRY or "KUBECONFIG" not in os.environ:
+        print("the figures on the cluster are left out: KUBECONFIG and CLUSTER_REGISTRY name none", file=sys.stderr)
+        return []
+    _prepare()
+    with redis_with_aof() as url, _product(url):
+        numbers = iter(range(1_000_000))
+        ours = lambda: asyncio.run(_ours(url, numbers))  # noqa: E731
+        baseline = lambda: asyncio.run(_bare(numbers))  # noqa: E731
+        baseline()
+        ours()
+        ratio, mine, theirs = interleaved(PAIRS, ours, baseline)
+    return [Figure("40 builds, 8 at once, wall time", ratio, 1.15, detail=f"{spread(mine)} s against {spread(theirs)} s")]
+
+
+def _prepare() -> None:
+    kubectl = ["kubectl", "--namespace", NAMESPACE]
+    subprocess.run(["kubectl", "create", "namespace", NAMESPACE], capture_output=True, check=False)
+    subprocess.run(
+        [*kubectl, "create", "configmap", "trivial", "--from-literal=Dockerfile=FROM scratch\nCOPY page /page\n", "--from-literal=page=hello"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+
+
+@contextmanager
+def _product(url: str) -> Iterator[tuple[int, int]]:
+    """Worker and watcher as shipped; their process ids."""
+    environment = os.environ | {
+        "CRABPOT_REDIS_URL": url,
+        "CRABPOT_NAMESPACE": NAMESPACE,
+        "CRABPOT_KUBECONFIG": os.environ["KUBECONFIG"],
+        "CRABPOT_EXECUTOR_IMAGE": os.environ["CLUSTER_KANIKO_IMAGE"],
+        "CRABPOT_LOG_LEVEL": "warning",
+    }
+    asyncio.run(_store(url))
+    python = Path(sys.executable).parent
+    worker = subprocess.Popen([python / "celery", "--app", "worker.app", "worker", "--without-mingle", "--without-gossip"], env=environment, stdout=subprocess.DEVNULL)
+    watcher = subprocess.Popen([python / "crabpot", "watch"], env=environment)
+    try:
+        yield worker.pid, watcher.pid
+    finally:
+        for process in (worker, watcher):
+            process.terminate()
+            process.wait(40)
+
+
+async def _store(url: str) -> None:
+    ledger = Ledger.open(Settings(redis_url=url))
+    await ledger.store_projects(parse_projects(PROJECTS))
+    await ledger.close()
+
+
+async def _ours(url: str, numbers: Iterator[int]) -> float:
+    """Seconds from the first submit to the last build's success."""
+    ledger = Ledger.open(Settings(redis_url=url))
+    start = time.perf_counter()
+    builds = [await submit_build_async(request(next(numbers)), ledger=ledger) for _ in range(COUNT)]
+    ended: list[Build] = await asyncio.gather(*(wait_for_build_async(build.id, ledger=ledger) for build in builds))
+    seconds = time.perf_counter() - start
+    assert {build.state for build in ended} == {State.SUCCEEDED}, [build.message for build in ended if build.state is not State.SUCCEEDED]
+    await ledger.close()
+    return seconds
+
+
+async def _bare(numbers: Iterator[int]) -> float:
+    """The same pods by one loop: a semaphore, one watch, each log followed, each pod deleted."""
+    await kubernetes.config.load_kube_config(os.environ["KUBECONFIG"])
+    async with kubernetes.client.ApiClient() as api, _watched(api) as ended:
+        core = kubernetes.client.CoreV1Api(api)
+        gate = asyncio.Semaphore(AT_ONCE)
+        start = time.perf_counter()
+        logs: list[asyncio.Task[Any]] = []
+        await asyncio.gather(*(_bare_build(core, gate, next(numbers), ended, logs) for _ in range(COUNT)))
+        await asyncio.gather(*logs)
+        return time.perf_counter() - start
+
+
+async def _bare_build(core: Any, gate: asyncio.Semaphore, number: int, ended: dict[str, asyncio.Event], logs: list[asyncio.Task[Any]]) -> None:
+    build = draft(request(number)).build.model_copy(update={"attempt": 1})
+    said = launch(build, "linux/amd64", namespace=NAMESPACE, executor_image=os.environ["CLUSTER_KANIKO_IMAGE"], memory="2Gi")
+    body = pod_manifest(said)
+    body["metadata"].pop("finalizers", None)
+    body["metadata"]["labels"] = {"app": "bare"}  # not ours: the watcher would clear them away as orphans
+    async with gate:
+        ended[said.pod], running = asyncio.Event(), asyncio.Event()
+        ended[f"{said.pod}/runs"] = running
+        await core.create_namespaced_pod(NAMESPACE, body)
+        await running.wait()
+        log = asyncio.create_task(_follow(core, said.pod))
+        await ended[said.pod].wait()
+    await log
+    await core.delete_namespaced_pod(said.pod, NAMESPACE)
+    logs.append(log)
+
+
+async def _follow(core: Any, pod: str) -> None:
+    response = await core.read_namespaced_pod_log(pod, NAMESPACE, follow=True, timestamps=True, _preload_content=False)
+    async for _ in response.content:
+        pass
+
+
+@asynccontextmanager
+async def _watched(api: Any) -> AsyncIterator[dict[str, asyncio.Event]]:
+    """Events by pod name, set when its container has terminated (and `name/runs` when it runs or has ended)."""
+    events: dict[str, asyncio.Event] = {}
+    core = kubernetes.client.CoreV1Api(api)
+    version = (await core.list_namespaced_pod(NAMESPACE)).metadata.resource_version
+
+    async def watch() -> None:
+        async for change in kubernetes.watch.Watch().stream(core.list_namespaced_pod, NAMESPACE, resource_version=version, timeout_seconds=300):
+            pod = change["raw_object"]
+            name = pod["metadata"]["name"]
+            for status in pod.get("status", {}).get("containerStatuses", []):
+                if ("running" in status["state"] or "terminated" in status["state"]) and f"{name}/runs" in events:
+                    events[f"{name}/runs"].set()
+                if "terminated" in status["state"] and name in events:
+                    events[name].set()
+
+    task = asyncio.create_task(watch())
+    yield events
+    task.cancel()
+
+
+if __name__ == "__main__":
+    for figure in measure():
+        print(figure.say())
