@@ -61,7 +61,14 @@ class _Known:
 
 
 # Copied for every draft: validating a record that is known to be valid would be a third of a submit's time.
-_BLANK = Build.model_construct(state=State.QUEUED, created=datetime.fromtimestamp(0, UTC), updated=datetime.fromtimestamp(0, UTC))
+_BLANK = Build.model_validate(
+    {
+        "id": "",
+        "request": {"project": "x", "source": {"kind": "config_map", "config_map": "x"}, "destinations": ["localhost/x:1"]},
+        "created": 0,
+        "updated": 0,
+    }
+)
 
 
 class Stale(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -19,11 +20,15 @@ from worker.place import Place
 from worker.redaction import clean
 
 log = structlog.get_logger()
-TAIL_LINES = 30
+TAIL_LINES = 150
+"""Lines from the end of a log by which a failure is judged: Kaniko prints some 80 lines of usage after some complaints."""
+KEPT_LINES = 30
 """Lines of a failed attempt's log that are kept in its record."""
 _BATCH_LINES = 500
 _FLUSH_SECONDS = 0.4
 _TRIES = 5
+_END_PATIENCE = 2.0
+"""Seconds from the end of a stream to the news that its container has ended."""
 
 
 class Capture:
@@ -35,6 +40,8 @@ class Capture:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._last: datetime | None = None
         self._lock = asyncio.Lock()
+        self.ended = asyncio.Event()
+        """Set when the container is known to have ended: only then is the end of the stream the end of the log."""
         self.done = asyncio.Event()
 
     async def run(self) -> None:
@@ -47,7 +54,7 @@ class Capture:
                 return
             for attempt in range(_TRIES):
                 try:
-                    await self._follow(self._last)
+                    await self._follow_to_the_end()
                     break
                 except ClusterError as error:
                     log.info("log_interrupted", pod=self._pod.name, error=str(error))
@@ -68,6 +75,17 @@ class Capture:
             log.warning("log_lost", pod=self._pod.name, error=str(error))
         finally:
             self.done.set()
+
+    async def _follow_to_the_end(self) -> None:
+        """A stream may end before its container does (a kubelet restarts, a proxy cuts it): then it is taken up again."""
+        while True:
+            await self._follow(self._last)
+            try:
+                async with asyncio.timeout(_END_PATIENCE):
+                    await self.ended.wait()
+                return
+            except TimeoutError:
+                log.info("log_ended_early", pod=self._pod.name)
 
     async def _follow(self, last: datetime | None) -> None:
         """Read on after `last`. Lines of one moment are one batch to the cluster, so none is split by it."""
@@ -95,6 +113,12 @@ class Capture:
         return tuple(self._tail)
 
 
+def telling(tail: Sequence[str]) -> tuple[str, ...]:
+    """The last lines that tell people something: without the executor's usage text."""
+    usage = next((number for number, line in enumerate(tail) if line.startswith("Usage:")), None)
+    return tuple(tail[:usage][-KEPT_LINES:])
+
+
 class Captures:
     """All captures of the leader, by pod."""
 
@@ -109,7 +133,14 @@ class Captures:
                 return None
             self._captures[pod.name] = Capture(self._place, pod, self._fence)
             self._group.create_task(self._captures[pod.name].run())
+        if pod.phase is Phase.ENDED:
+            self._captures[pod.name].ended.set()
         return self._captures[pod.name]
+
+    def ended(self, pod: Pod) -> None:
+        """A pod that is gone writes no more."""
+        if pod.name in self._captures:
+            self._captures[pod.name].ended.set()
 
     async def tail(self, pod: Pod, patience: timedelta) -> tuple[str, ...]:
         """The last lines of an ended pod's log, once it was read to its end or patience has run out."""

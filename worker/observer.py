@@ -19,7 +19,7 @@ from ledger.events import EventType, event
 from ledger.store import Fence
 from worker.cluster import Phase, Pod, PodName
 from worker.ending import end_attempt
-from worker.logs import Captures
+from worker.logs import Captures, telling
 from worker.nudges import Nudges
 from worker.outcome import Outcome, outcome, pending
 from worker.place import Place
@@ -156,7 +156,9 @@ class Observer:
         result = outcome(pod, tail, pushes=build.request.push)
         if build.reason and build.state.holds_slots:  # given up by a deadline, or because it could never start
             result = Outcome(build.reason, build.message or str(build.reason), result.exit_code, None)
-        ended = await end_attempt(self._place, build, {pod.platform: result}, pods={pod.platform: pod}, log_tail=tail, fence=self._fence)
+        ended = await end_attempt(
+            self._place, build, {pod.platform: result}, pods={pod.platform: pod}, log_tail=telling(tail), fence=self._fence
+        )
         self._nudges.dispatch()
         if ended.state is State.PUBLISHING:
             self._nudges.finish(build.id)
@@ -169,9 +171,13 @@ class Observer:
         """A pod that has not started: is there any hope?"""
         result = pending(pod)
         age = (datetime.now(UTC) - (pod.created or build.updated)).total_seconds()
-        if result is None or result.reason is None or age < _HOPELESS_GRACE.get(result.reason, 0.0):
+        if result is None or result.reason is None:
             return
-        await self.give_up(build, pod, result)
+        grace = _HOPELESS_GRACE.get(result.reason, 0.0)
+        if age < grace:  # the cluster may tell nothing new of it: look again by ourselves
+            await self._place.ledger.postpone(build.id, timedelta(seconds=grace - age + 0.1))
+        else:
+            await self.give_up(build, pod, result)
 
     async def give_up(self, build: Build, pod: Pod, result: Outcome) -> None:
         """Write down why, then ask for the pod's end; the end itself is recorded when it is seen."""
@@ -189,6 +195,7 @@ class Observer:
         """A pod whose attempt is over, or was never the current one: it goes, by uid."""
         if pod.phase is Phase.GONE:
             self._leaving.discard(pod.uid)
+            self._captures.ended(pod)
             return
         if pod.uid not in self._leaving:
             self._leaving.add(pod.uid)

@@ -30,6 +30,8 @@ for _ = 1, 64 do
       redis.call('ZADD', root .. 'slots:' .. project, now, member)
     end
     redis.call('HSET', root .. 'b:' .. id, 'state', 'starting', 'attempt', attempt + 1, 'updated', now, 'due', now + ARGV[2])
+    -- Why the attempt before it ended is kept with that attempt; a reason on a build that holds slots means that this one is given up.
+    redis.call('HDEL', root .. 'b:' .. id, 'reason', 'message')
     redis.call('HINCRBY', root .. 'b:' .. id, 'version', 1)
     redis.call('ZADD', root .. 'due', now + ARGV[2], id)
     index('ZREM', id, project, 'queued')

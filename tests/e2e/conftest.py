@@ -13,7 +13,7 @@ from tests.conftest import RedisServer
 from tests.e2e.harness import Crabpot, crabpot_on, open_project
 from tests.e2e.harness_cluster import Cluster
 from tests.e2e.harness_forge import Forge, Repository
-from tests.e2e.harness_registry import LockedRegistry, locked_registry
+from tests.e2e.harness_registry import LockedRegistry, PrivateRegistry, locked_registry, private_registry
 
 WEBHOOK_SECRET = secrets.token_hex(20)
 Submit = Callable[[Crabpot, Mapping[str, Mapping[str, Any]]], dict[str, str]]
@@ -45,6 +45,13 @@ def locked(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
+def private(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRegistry]:
+    """A registry with a certificate of its own authority."""
+    with private_registry(tmp_path_factory.mktemp("private"), cluster.host) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
 def app(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
     """The repository of the main job, which the projects file knows."""
     repository = forge.create(f"app-{secrets.token_hex(3)}", tmp_path_factory.mktemp("app") / "clone")
@@ -54,7 +61,12 @@ def app(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo
 
 @pytest.fixture(scope="session")
 def crabpot(
-    cluster: Cluster, redis: str, app: Repository, locked: LockedRegistry, tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster,
+    redis: str,
+    app: Repository,
+    locked: LockedRegistry,
+    private: PrivateRegistry,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Crabpot]:
     """The crabpot that modules share: worker, watcher and server run from the first to the last test."""
     image = f"{cluster.registry}/e2e/{app.name}"
@@ -65,8 +77,12 @@ def crabpot(
         "registries": {cluster.registry: {"insecure": True}},
         "rules": [{**rule, "build": {"build_args": {"GREETING": "hello from the forge"}}}],
     }
-    unlocked = {**open_project(cluster)["registries"], locked.host: {"insecure": True, "secret": "worker-login"}}
-    projects = {"limits": {"max_builds": 6}, "projects": {"open": open_project(cluster, registries=unlocked), "app": own}}
+    registries = {
+        **open_project(cluster)["registries"],
+        locked.host: {"insecure": True, "secret": "worker-login"},
+        private.host: {"certificate": str(private.certificate)},
+    }
+    projects = {"limits": {"max_builds": 6}, "projects": {"open": open_project(cluster, registries=registries), "app": own}}
     folder: Path = tmp_path_factory.mktemp("crabpot")
     with crabpot_on(cluster, redis, folder, "main", projects, readable=["worker-login"]) as crabpot:
         crabpot.secret("worker-login", {".dockerconfigjson": locked.docker_config()}, readable=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -110,6 +109,7 @@ class Crabpot:
         self.processes: dict[str, Process] = {}
         self.settings = Settings(redis_url=redis_url, prefix=self.name, namespace=self.namespace)
         self._secrets: dict[str, str] = {}
+        self._images: dict[str, Image] = {}
         self._projects = {"version": 1, **projects}
         self._loop = Loop()
         self._ledger = Ledger.open(self.settings)
@@ -140,29 +140,37 @@ class Crabpot:
         """A variable that serve's processes are given, as a webhook's secret is."""
         self._secrets[name] = value
 
+    def _environment(self, name: str) -> dict[str, str]:
+        """A process's environment, from nothing: no credential of whoever runs the tests gets in."""
+        environment = {
+            "PATH": f"{BIN}:/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "PYTHONUNBUFFERED": "1",
+            "CRABPOT_REDIS_URL": self.settings.redis_url,
+            "CRABPOT_PREFIX": self.settings.prefix,
+            "CRABPOT_NAMESPACE": self.namespace,
+            "CRABPOT_EXECUTOR_IMAGE": self.cluster.executor_image,
+            "CRABPOT_MEMORY": "1Gi",
+            "CRABPOT_PROJECTS": str(self.folder / "projects.yaml"),
+            "CRABPOT_PUBLIC_URL": self.url,
+        }
+        if name == "serve":
+            return environment | {"CRABPOT_BIND": f"{self.cluster.host}:{self.port}", "CRABPOT_API_TOKEN": self.token, **self._secrets}
+        return environment | {"CRABPOT_KUBECONFIG": str(self.kubeconfig(name))}
+
     def start(self, *names: str) -> None:
         for name in names:
-            environment = {
-                "PATH": f"{BIN}:/usr/bin:/bin",
-                "HOME": str(self.folder),  # no kubeconfig or docker login of whoever runs the tests
-                "PYTHONUNBUFFERED": "1",
-                "CRABPOT_REDIS_URL": self.settings.redis_url,
-                "CRABPOT_PREFIX": self.settings.prefix,
-                "CRABPOT_NAMESPACE": self.namespace,
-                "CRABPOT_EXECUTOR_IMAGE": self.cluster.executor_image,
-                "CRABPOT_MEMORY": "1Gi",
-                "CRABPOT_PROJECTS": str(self.folder / "projects.yaml"),
-                "CRABPOT_PUBLIC_URL": self.url,
-            }
-            if name == "serve":
-                environment |= {"CRABPOT_BIND": f"{self.cluster.host}:{self.port}", "CRABPOT_API_TOKEN": self.token, **self._secrets}
-            else:
-                environment["CRABPOT_KUBECONFIG"] = str(self.kubeconfig(name))
-            self.processes[name] = Process(name, COMMANDS[name], environment, self.folder / f"{name}.log")
+            self.processes[name] = Process(name, COMMANDS[name], self._environment(name), self.folder / f"{name}.log")
         if "watch" in names:
             self._until_alive("watch", lambda: self._loop.run(self._ledger.leases.holder("watch")))
         if "serve" in names:
             self._until_alive("serve", self._ready)
+
+    def nudge(self) -> None:
+        """Ask the workers for an admission, as the watcher does: for tests in which none runs."""
+        command = [str(BIN / "celery"), "--app", "worker.app", "call", "crabpot.dispatch"]
+        done = subprocess.run(command, env=self._environment("nudge"), cwd=ROOT, text=True, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
 
     def _until_alive(self, name: str, look: Any) -> None:
         def found() -> Any:
@@ -189,12 +197,10 @@ class Crabpot:
         self.stop()
         self._loop.run(self._ledger.close())
         self._loop.close()
-        left = json.loads(self.cluster.kubectl("--namespace", self.namespace, "get", "pods", "--output", "json"))["items"]
+        left = self.cluster.kubectl("--namespace", self.namespace, "get", "pods", "--output", "name").split()
         for pod in left:  # nobody is left to take their finalizers off
-            name = pod["metadata"]["name"]
-            self.cluster.kubectl(
-                "--namespace", self.namespace, "patch", "pod", name, "--type", "merge", "--patch", '{"metadata":{"finalizers":null}}'
-            )
+            release = ("--type", "merge", "--patch", '{"metadata":{"finalizers":null}}')
+            self.cluster.kubectl("--namespace", self.namespace, "patch", pod, *release, missing_ok=True)
 
     # Builds
 
@@ -286,7 +292,8 @@ class Crabpot:
     def pushed(self, build: Build) -> Image:
         """The image that the build's record says it made."""
         assert build.digest
-        return Image(f"{build.request.images[0].name}@{build.digest}")
+        name = f"{build.request.images[0].name}@{build.digest}"
+        return self._images.setdefault(name, Image(name))
 
     def tell(self, build: str) -> str:
         """All that is known of a build, for a failed assertion."""
@@ -313,7 +320,3 @@ def crabpot_on(
 def open_project(cluster: Cluster, **fields: Any) -> dict[str, Any]:
     """The project whose builds may use everything."""
     return {"policy": POLICY, "registries": {cluster.registry: {"insecure": True}}, **fields}
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], **more}

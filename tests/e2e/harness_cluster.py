@@ -29,12 +29,12 @@ def missing(why: str) -> None:
     pytest.skip(why)
 
 
-def until(look: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
+def until(look: Callable[[], T | None], what: str | Callable[[], str], seconds: float = 30.0) -> T:
     """Ask an outside system until it answers with something; what it answered."""
     end = time.monotonic() + seconds
     while not (found := look()):
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {seconds:g} s")
+            raise AssertionError(f"{what if isinstance(what, str) else what()}: not within {seconds:g} s")
         time.sleep(0.05)
     return found
 
@@ -67,10 +67,11 @@ class Cluster:
         """Whether the executor is Kaniko itself, not the stand-in."""
         return self.kaniko == "real"
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None, missing_ok: bool = False) -> str:
         command = ["kubectl", "--kubeconfig", str(kubeconfig or self.kubeconfig), *arguments]
         done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False, timeout=90)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        gone = missing_ok and "(NotFound)" in done.stderr
+        assert done.returncode == 0 or gone, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
     def apply(self, namespace: str, *objects: Mapping[str, Any]) -> None:

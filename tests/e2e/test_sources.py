@@ -103,6 +103,16 @@ def builds(crabpot: Crabpot, forge: Forge, repositories: Repositories, node_fold
     )
 
 
+def run_once(crabpot: Crabpot, name: str, image: str) -> str:
+    """What a pod of an image that is on the node says before it ends."""
+    kubectl, here = crabpot.cluster.kubectl, ("--namespace", crabpot.namespace)
+    kubectl(*here, "run", name, f"--image={image}", "--image-pull-policy=Never", "--restart=Never")
+    kubectl(*here, "wait", "pod", name, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+    said = kubectl(*here, "logs", name)
+    kubectl(*here, "delete", "pod", name, "--wait=false")
+    return said
+
+
 def test_git_at_a_commit_although_its_branch_has_moved_on(crabpot: Crabpot, builds: dict[str, str], repositories: Repositories) -> None:
     image = crabpot.pushed(crabpot.succeed(builds["at-a-commit"]))
     assert image.text("/files/name.txt") == "wanted"
@@ -157,12 +167,8 @@ def test_a_node_s_folder_becomes_a_tar_there_that_the_node_runs(crabpot: Crabpot
     crabpot.cluster.ctr("images", "import", str(tar))
     image = crabpot.image("host-path")
     try:
-        # --image-pull-policy=Never: this very tar, or nothing.
-        said = crabpot.cluster.kubectl(
-            *("--namespace", crabpot.namespace, "run", "from-the-tar", f"--image={image}", "--image-pull-policy=Never", "--restart=Never"),
-            *("--attach", "--quiet", "--pod-running-timeout=60s"),
-        )
-        assert said == "built on the node"
+        # Never pulled: this very tar, or nothing.
+        assert run_once(crabpot, "from-the-tar", image) == "built on the node"
     finally:
         crabpot.cluster.ctr("images", "rm", image)
 

@@ -204,8 +204,13 @@ async def test_logs_are_kept_within_their_caps(redis_url, projects):
     builds = await submit(ledger, 3)
     for build in builds:
         for number in range(20):
-            await ledger.logs.append(build.id, 1, [Line(NOW, f"{number} " + "".join(chr(33 + (number * 7 + n * n) % 90) for n in range(300)))])
-    sizes = {key.decode(): int(size) for key, size in (await ledger.connection.command("HGETALL", f"{ledger.connection.keys.root}logs:sizes")).items()}
+            await ledger.logs.append(
+                build.id, 1, [Line(NOW, f"{number} " + "".join(chr(33 + (number * 7 + n * n) % 90) for n in range(300)))]
+            )
+    sizes = {
+        key.decode(): int(size)
+        for key, size in (await ledger.connection.command("HGETALL", f"{ledger.connection.keys.root}logs:sizes")).items()
+    }
     assert sizes[""] <= 3000
     assert sum(size for name, size in sizes.items() if name) == sizes[""]
     lines, _, complete = await ledger.logs.read(builds[-1].id, 1)

@@ -19,11 +19,15 @@ DIGEST = "sha256:" + "a" * 64
 
 
 def told(kind: EventType, **changes):
-    return json.loads(event(kind, make_build(**changes), image=ImageReference.parse("r.example.com/a/demo:1") if kind is EventType.PUBLISHED else None))
+    return json.loads(
+        event(kind, make_build(**changes), image=ImageReference.parse("r.example.com/a/demo:1") if kind is EventType.PUBLISHED else None)
+    )
 
 
 @pytest.mark.parametrize("kind", list(EventType))
-@pytest.mark.parametrize("changes", [{}, {"state": State.SUCCEEDED, "digest": DIGEST}, {"state": State.FAILED, "reason": Reason.BUILD_FAILED, "message": "no"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"state": State.SUCCEEDED, "digest": DIGEST}, {"state": State.FAILED, "reason": Reason.BUILD_FAILED, "message": "no"}]
+)
 def test_every_event_is_valid(kind, changes):
     text = event(kind, make_build(**changes))
     Draft202012Validator(schemas()["event.json"], format_checker=Draft202012Validator.FORMAT_CHECKER).validate(json.loads(text))
@@ -41,7 +45,10 @@ def test_a_repeat_has_the_same_id_and_another_event_has_not():
     assert len({first["id"], *(other["id"] for other in others)}) == 3
 
 
-@pytest.mark.parametrize(("state", "outcome"), [(State.SUCCEEDED, "success"), (State.FAILED, "failure"), (State.CANCELLED, "cancel"), (State.SUPERSEDED, "cancel")])
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [(State.SUCCEEDED, "success"), (State.FAILED, "failure"), (State.CANCELLED, "cancel"), (State.SUPERSEDED, "cancel")],
+)
 def test_a_finished_event_says_the_outcome(state, outcome):
     assert told(EventType.FINISHED, state=state)["data"]["customData"]["outcome"] == outcome
 

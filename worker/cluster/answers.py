@@ -13,6 +13,9 @@ from typing import Any
 
 from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, LaunchRefused, NoRoom, WatchExpired
 
+_NOT_YET = ("status unknown for quota", 'serviceaccount "default" not found')
+"""Refusals that pass by themselves, moments after a namespace or its quota was made."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -70,6 +73,8 @@ def refusal_of(answer: Answer) -> ClusterError | None:
     if not answer.definite or (answer.status == 409):
         return None
     message = answer.message
+    if any(words in message for words in _NOT_YET):
+        return None
     if answer.status == 401 or (answer.status == 403 and " cannot create resource " in message):
         return ClusterDenied(f"could not create a pod: {message}; `crabpot doctor` lists the missing rights")
     if answer.status == 403 and "exceeded quota" in message:

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, Configuration
@@ -21,6 +21,13 @@ from kubernetes_asyncio.config import ConfigException, load_incluster_config, lo
 from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound
 from worker.cluster.answers import Answer, failure_of
 from worker.cluster.watching import Pace
+
+JSON = "application/json"
+PATCH = "application/strategic-merge-patch+json"
+"""The kind of patch that takes one thing out of a list and leaves the rest."""
+Pool = Literal["calls", "logs"]
+_POOL = 100
+"""Requests at once besides logs; more wait their turn."""
 
 
 class Silent(ClusterUnavailable):
@@ -31,24 +38,22 @@ class Api:
     """The API server: who we are to it, and calls with timeouts whose failures are our errors."""
 
     def __init__(self, kubeconfig: Path | None, context: str | None, slots: int, pace: Pace) -> None:
-        self._kubeconfig, self._context, self._slots, self._pace = kubeconfig, context, slots, pace
+        self._kubeconfig, self._context, self._pace = kubeconfig, context, pace
+        self._sizes: dict[Pool, int] = {"calls": _POOL, "logs": slots}
         self._configuration = Configuration()
-        self._clients: tuple[ApiClient, ApiClient] | None = None
+        self._clients: dict[Pool, ApiClient] = {}
         self._connecting = asyncio.Lock()
 
-    async def call(
-        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, patch: bool = False
-    ) -> Answer:
+    async def call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, kind: str = JSON) -> Answer:
         """One request, and once more after 401 with fresh credentials. ClusterUnavailable leaves open whether it was done."""
-        answer = await self._call(method, path, query, body, patch)
+        answer = await self._call(method, path, query, body, kind)
         if answer.status == 401:
             await self._authenticate()
-            answer = await self._call(method, path, query, body, patch)
+            answer = await self._call(method, path, query, body, kind)
         return answer
 
-    async def _call(self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, patch: bool) -> Answer:
-        client = (await self._connect())[0]
-        kind = "application/strategic-merge-patch+json" if patch else "application/json"
+    async def _call(self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, kind: str) -> Answer:
+        client = await self._connect()
         limits = (self._pace.connect, self._pace.answer)
         async with (
             _translated(f"{method} {path}"),
@@ -58,14 +63,14 @@ class Api:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, query: Mapping[str, Any], *, silence: float, doing: str, logs: bool = False
+        self, path: str, query: Mapping[str, Any], *, silence: float, doing: str, pool: Pool = "calls"
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A long answer: its status is 200, else what `failure_of` says, or NotFound for 400 and 404 of a log."""
-        client = (await self._connect())[logs]
+        client = await self._connect(pool)
         async with _translated(doing), await self._open(client, "GET", path, query, (self._pace.connect, silence)) as response:
             if response.status != 200:
                 answer = Answer.read(response.status, response.headers, await response.read())
-                if logs and answer.definite and answer.status in (400, 404):
+                if pool == "logs" and answer.definite and answer.status in (400, 404):
                     raise NotFound(answer.message)
                 raise failure_of(answer, doing)
             yield response
@@ -79,7 +84,7 @@ class Api:
         limits: tuple[float, float],
         *,
         body: Any = None,
-        kind: str = "application/json",
+        kind: str = JSON,
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": "application/json, */*", "Content-Type": kind}
         response: aiohttp.ClientResponse = await client.call_api(
@@ -94,14 +99,15 @@ class Api:
         )
         return response
 
-    async def _connect(self) -> tuple[ApiClient, ApiClient]:
+    async def _connect(self, pool: Pool = "calls") -> ApiClient:
+        """Followed logs have a client of their own, sized to the slots, lest they starve the watch and the creates."""
         async with self._connecting:
-            if self._clients is None:
+            if not self._clients:
                 await self._authenticate()
-                first = ApiClient(self._configuration)
-                self._configuration.connection_pool_maxsize = self._slots
-                self._clients = first, ApiClient(self._configuration)
-            return self._clients
+            if pool not in self._clients:
+                self._configuration.connection_pool_maxsize = self._sizes[pool]
+                self._clients[pool] = ApiClient(self._configuration)
+            return self._clients[pool]
 
     async def _authenticate(self) -> None:
         """The service account inside a cluster, unless a kubeconfig is named; else kubectl's own. Both clients share the outcome."""
@@ -115,9 +121,8 @@ class Api:
             raise ClusterDenied(f"no credentials for a cluster: {error}; set CRABPOT_KUBECONFIG, or run inside the cluster") from None
 
     async def close(self) -> None:
-        clients, self._clients = self._clients, None
-        for client in clients or ():
-            await client.close()
+        while self._clients:
+            await self._clients.popitem()[1].close()
 
 
 @asynccontextmanager

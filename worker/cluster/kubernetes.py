@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from math import ceil
@@ -17,9 +17,9 @@ from time import monotonic
 from typing import Any
 
 from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound, PodConflict, WatchExpired
-from worker.cluster import Launch, LogLine, Pod, PodName, Snapshot
+from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
 from worker.cluster.answers import failure_of, refusal_of
-from worker.cluster.connection import Api, Silent
+from worker.cluster.connection import JSON, PATCH, Api, Silent
 from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
 from worker.cluster.manifest import CONTAINER, FINALIZER, SELECTOR, pod_manifest
 from worker.cluster.pod_status import read_pod
@@ -27,7 +27,9 @@ from worker.cluster.watching import Pace, follow, lines_of
 
 READABLE = "crabpot.dev/readable"
 """The label by which a Secret's owner lets workers read it."""
-RIGHTS = (*((verb, "pods", "") for verb in ("create", "get", "list", "watch", "patch", "delete")), ("get", "pods", "log"))
+WORKER_RIGHTS = (("create", "pods", ""), ("get", "pods", ""))
+WATCH_RIGHTS = (*((verb, "pods", "") for verb in ("list", "watch", "patch", "delete")), ("get", "pods", "log"))
+"""(verb, resource, subresource) that each process's account needs in every namespace of builds."""
 _PAGE = 500
 
 
@@ -106,7 +108,9 @@ class KubernetesCluster:
         while True:
             answer = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
             if not answer.ok or answer.body is None:
-                raise failure_of(answer, f"list pods in {namespace}")
+                failure = failure_of(answer, f"list pods in {namespace}")
+                # A page's version may expire while the list goes on: the list is to be begun again, not a watch.
+                raise ClusterUnavailable(str(failure)) if isinstance(failure, WatchExpired) else failure
             pods += (read_pod(raw) for raw in answer.body["items"])
             metadata = answer.body["metadata"]
             if not metadata.get("continue"):
@@ -128,7 +132,7 @@ class KubernetesCluster:
                 namespace, pod = change
                 self._homes[pod.name] = namespace
                 yield pod
-                if pod.phase == "gone":
+                if pod.phase is Phase.GONE:
                     self._homes.pop(pod.name, None)
         finally:
             for task in tasks:
@@ -170,7 +174,7 @@ class KubernetesCluster:
                 place.resume()
                 try:
                     async with self._api.stream(
-                        path, query, silence=self._pace.log_silence, doing=f"read the log of {pod}", logs=True
+                        path, query, silence=self._pace.log_silence, doing=f"read the log of {pod}", pool="logs"
                     ) as response:
                         async for raw in lines_of(response.content.iter_any(), LONGEST):
                             if (line := read_line(raw)) and place.is_new(line):
@@ -194,7 +198,9 @@ class KubernetesCluster:
     async def _change(self, method: str, pod: PodName, body: Mapping[str, Any], doing: str) -> None:
         """One request with the uid as its precondition; another uid, or no pod, is what was wanted already."""
         for namespace in self._where(pod):
-            answer = await self._api.call(method, f"/api/v1/namespaces/{namespace}/pods/{pod}", body=body, patch=method == "PATCH")
+            answer = await self._api.call(
+                method, f"/api/v1/namespaces/{namespace}/pods/{pod}", body=body, kind=PATCH if method == "PATCH" else JSON
+            )
             if answer.ok or (answer.definite and answer.status in (409, 422) and "uid" in answer.message.lower()):
                 return
             if not (answer.definite and answer.status == 404):
@@ -204,6 +210,18 @@ class KubernetesCluster:
         """The namespace that the pod was seen in; before that, all of them."""
         home = self._homes.get(pod)
         return (home,) if home else self._namespaces
+
+    async def explain(self, pod: PodName, uid: str) -> tuple[str, str] | None:
+        """The newest warning about a pod: (the cluster's word, as FailedMount; its sentence). A status does not tell of a missing Secret
+        that is to be mounted, only an event does. None where there is none, or where we may not look.
+        """
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
+        for namespace in self._where(pod):
+            answer = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
+            if answer.ok and answer.body and (events := answer.body["items"]):
+                newest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+                return str(newest.get("reason")), str(newest.get("message"))
+        return None
 
     async def read_secret(self, namespace: str, name: str) -> dict[str, bytes]:
         """A Secret's data, if its owner labelled it for crabpot. ClusterDenied, NotFound, ClusterUnavailable."""
@@ -218,10 +236,10 @@ class KubernetesCluster:
             )
         return {key: base64.b64decode(value) for key, value in (answer.body.get("data") or {}).items()}
 
-    async def check_rights(self, namespace: str) -> list[str]:
+    async def check_rights(self, namespace: str, rights: Iterable[tuple[str, str, str]] = (*WORKER_RIGHTS, *WATCH_RIGHTS)) -> list[str]:
         """What this account may not do there and should, as "create pods"."""
         missing = []
-        for verb, resource, subresource in RIGHTS:
+        for verb, resource, subresource in rights:
             wanted = {"namespace": namespace, "verb": verb, "resource": resource, "subresource": subresource}
             review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": wanted}}
             answer = await self._api.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)

@@ -16,10 +16,13 @@ LONGEST = 64 * 1024
 
 
 def read_line(raw: bytes) -> LogLine | None:
-    """`2026-11-23T22:04:40.123456789Z text`; None for the kubelet's own remarks, which carry no time."""
+    """`2026-11-23T22:04:40.123456789Z text`; None for the kubelet's own remarks, which carry no time.
+
+    Of a progress line that was written over with carriage returns, the last state is the text.
+    """
     time, _, text = raw.decode(errors="replace").partition(" ")
     try:
-        return LogLine(time=datetime.fromisoformat(time), text=text)
+        return LogLine(time=datetime.fromisoformat(time), text=text.rstrip("\r").rpartition("\r")[2])
     except ValueError:
         return None
 
