@@ -6,7 +6,7 @@ Celery carries nudges: short, idempotent steps whose loss costs seconds, because
 from __future__ import annotations
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from ledger.queue import ROUTES
 from ledger.settings import settings

@@ -10,11 +10,11 @@ from typing import Any
 from ledger.build import Attempt, Build, PlatformRun, Reason, ReasonClass, State
 from ledger.deadlines import allowance
 from ledger.events import EventType, event
+from ledger.redaction import clean
 from ledger.store import Fence
 from worker.cluster import Pod
 from worker.outcome import Outcome
 from worker.place import Place
-from worker.redaction import clean
 from worker.retries import next_try
 
 _RECOVERABLE = frozenset({Reason.POD_LOST, Reason.NODE_LOST, Reason.EVICTED})

@@ -14,10 +14,10 @@ import structlog
 
 from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound
 from ledger.logbook import Line
+from ledger.redaction import clean
 from ledger.store import Fence
 from worker.cluster import LogLine, Phase, Pod, PodName
 from worker.place import Place
-from worker.redaction import clean
 
 log = structlog.get_logger()
 TAIL_LINES = 150

@@ -8,12 +8,12 @@ import structlog
 from celery.signals import setup_logging, worker_shutdown
 
 from ledger.errors import CrabpotError
+from ledger.logging import set_up
 from ledger.queue import DISPATCH, FINISH
 from ledger.settings import settings
 from worker.admission import dispatch
 from worker.app import app
 from worker.finish import finish
-from worker.logging import set_up
 from worker.process import process
 
 log = structlog.get_logger()

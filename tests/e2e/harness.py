@@ -283,7 +283,7 @@ class Crabpot:
     def pod(self, build: str) -> dict[str, Any] | None:
         """The pod of the build's current attempt as the administrator sees it, None where there is none."""
         record = self.read(build)
-        return self.cluster.get(self.namespace, "pod", record.current.runs[0].pod) if record.current.runs else None
+        return self.cluster.get(self.namespace, "pod", record.current.runs[0].pod) if record.attempt else None
 
     def keep_pod(self, name: str) -> dict[str, Any]:
         """The pod of that build once it is there."""

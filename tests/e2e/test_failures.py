@@ -120,7 +120,9 @@ def unseen(
         found = Unseen(crabpot, builds)
         crabpot.start("worker")
         crabpot.nudge()
-        names = {name: until(lambda build=build: crabpot.read(build).current.runs, "admitted", 60)[0].pod for name, build in builds.items()}
+        for build in builds.values():
+            crabpot.until_state(build, State.STARTING)
+        names = {name: crabpot.read(build).current.runs[0].pod for name, build in builds.items()}
 
         def ended() -> bool:
             pods = json.loads(cluster.kubectl("--namespace", crabpot.namespace, "get", "pods", "--output", "json"))["items"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.redaction import MARK, clean
+from ledger.redaction import MARK, clean
 
 SECRET = "hunter2hunter2hunter2"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from worker.executor.errors import BuildError, PushError
+from worker.executor.errors import BuildError, PushError, SetupError
 from worker.executor.failures import build_failure, complaint, push_failure
 from worker.executor.flags import Options
 from worker.executor.places import Places
@@ -24,6 +25,8 @@ class Buildah:
     """Buildah with storage, settings and a home below one folder."""
 
     def __init__(self, folder: Path, options: Options, places: Places, environment: Mapping[str, str]) -> None:
+        if not shutil.which("buildah"):
+            raise SetupError("buildah is not installed (Debian: apt-get install buildah)")
         self._folder, self._options, self._places = folder, options, places
         self.authfile = _write(folder / "auth.json", _docker_config(environment))
         storage = f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/images"\nrunroot = "{folder}/run"\n'

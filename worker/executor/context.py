@@ -102,7 +102,7 @@ class _Repository:
     def fetch(self, refspec: str) -> None:
         depth = [f"--depth={self._options.depth}"] if self._options.depth else []
         print(f"Fetching {refspec}", flush=True)
-        self.run("fetch", "--quiet", "--no-write-commit-graph", *depth, "origin", refspec)
+        self.run("fetch", "--quiet", *depth, "origin", refspec)
 
     def has(self, commit: str) -> bool:
         command = ["git", "-C", str(self.path), "cat-file", "-e", f"{commit}^{{commit}}"]

@@ -17,19 +17,22 @@ _BOOLEANS = {
     **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
 }
-_SWITCHES = frozenset(
-    "no-push cache insecure insecure-pull skip-tls-verify skip-tls-verify-pull single-snapshot reproducible "
-    "push-ignore-immutable-tag-errors skip-push-permission-check".split()
-)
-_TEXTS = frozenset(
-    "context context-sub-path dockerfile target custom-platform tar-path digest-file cache-repo cache-ttl image-format compression".split()
-)
-_NUMBERS = frozenset("push-retry image-download-retry image-fs-extract-retry compression-level".split())
-_LISTS = frozenset(
-    "destination build-arg label annotation secret git insecure-registry skip-tls-verify-registry registry-certificate "
-    "registry-map registry-mirror".split()
-)
-_OUTPUT = frozenset("verbosity log-format".split())
+_SWITCHES = frozenset({
+    "no-push", "cache", "insecure", "insecure-pull", "skip-tls-verify", "skip-tls-verify-pull", "single-snapshot", "reproducible",
+    "push-ignore-immutable-tag-errors", "skip-push-permission-check",
+})  # fmt: skip
+_TEXTS = frozenset({
+    "context", "context-sub-path", "dockerfile", "target", "custom-platform", "tar-path", "digest-file", "cache-repo", "cache-ttl",
+    "image-format", "compression",
+})  # fmt: skip
+_NUMBERS = frozenset({
+    "push-retry", "image-download-retry", "image-fs-extract-retry", "compression-level",
+})  # fmt: skip
+_LISTS = frozenset({
+    "destination", "build-arg", "label", "annotation", "secret", "git", "insecure-registry", "skip-tls-verify-registry",
+    "registry-certificate", "registry-map", "registry-mirror",
+})  # fmt: skip
+_OUTPUT = frozenset({"verbosity", "log-format"})
 _NATURE: Mapping[str, str] = {
     # Flag -> the value that says what Buildah does in any case.
     "snapshot-mode": "full",
@@ -47,10 +50,9 @@ _BOOLEAN = _SWITCHES | _PLAIN | frozenset(name for name, value in _NATURE.items(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Git:
-    """How a Git context is cloned."""
+    """How a Git context is cloned; always one branch (`single-branch`), unless its commit is not on it."""
 
     branch: str | None = None
-    single_branch: bool = False
     depth: int = 0
     """0: the whole history."""
     submodules: bool = False
@@ -268,7 +270,6 @@ def _git(values: Sequence[str]) -> Git:
         raise SetupError(f'invalid argument "{",".join(values)}" for "--git" flag')
     return Git(
         branch=branch,
-        single_branch=_BOOLEANS[switches["single-branch"]],
         depth=int(depth),
         submodules=_BOOLEANS[switches["recurse-submodules"]],
         insecure=_BOOLEANS[switches["insecure-skip-tls"]],

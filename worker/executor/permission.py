@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from ledger.errors import CrabpotError, RateLimited, RegistryConfused, RegistryDenied
+from ledger.errors import CrabpotError, RateLimited, RegistryConfused, RegistryDenied, SettingsInvalid
 from ledger.references import ImageReference
-from worker.executor.errors import PermissionDenied
+from worker.executor.errors import PermissionDenied, SetupError
 from worker.executor.flags import Options
 from worker.executor.places import Places
 from worker.registry.client import RegistryClient
@@ -23,13 +23,16 @@ def check_permissions(options: Options, places: Places, authfile: Path) -> None:
 
 
 async def _check(options: Options, places: Places, authfile: Path) -> None:
-    images = {(image.registry, image.repository): image for image in map(ImageReference.parse, options.destinations)}
-    asked = [image for image in images.values() if image.registry not in options.unverified]
-    insecure = frozenset(image.registry for image in asked) if options.insecure_push else options.insecure - options.unverified
-    certificates = {host: str(places.find(path)) for host, path in options.certificates.items() if host not in insecure}
-    client = RegistryClient(DockerConfig.read(authfile), insecure=insecure, certificates=certificates)
     try:
-        for image in asked:
+        images, credentials = [ImageReference.parse(text) for text in options.destinations], DockerConfig.read(authfile)
+    except (ValueError, SettingsInvalid) as error:
+        raise SetupError(str(error)) from None
+    asked = {(image.registry, image.repository): image for image in images if image.registry not in options.unverified}
+    insecure = frozenset(registry for registry, _ in asked) if options.insecure_push else options.insecure - options.unverified
+    certificates = {host: str(places.find(path)) for host, path in options.certificates.items() if host not in insecure}
+    client = RegistryClient(credentials, insecure=insecure, certificates=certificates)
+    try:
+        for image in asked.values():
             await _ask(client, image)
     finally:
         await client.aclose()
@@ -41,5 +44,5 @@ async def _ask(client: RegistryClient, image: ImageReference) -> None:
     except RegistryConfused as error:
         print(f"cannot tell whether {image.name} may be pushed: {error}", flush=True)
     except CrabpotError as error:
-        code = {RegistryDenied: "DENIED", RateLimited: "TOOMANYREQUESTS"}.get(type(error), "UNAVAILABLE")
+        code = "DENIED" if isinstance(error, RegistryDenied) else "TOOMANYREQUESTS" if isinstance(error, RateLimited) else "UNAVAILABLE"
         raise PermissionDenied(f'checking push permission for "{image}": {code}: {error}') from None

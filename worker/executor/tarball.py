@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 _MANIFEST = "manifest.json"
 
@@ -15,10 +16,10 @@ def name_images(source: Path, target: Path, names: Sequence[str]) -> None:
     """Write `source`, a docker-archive of one image, to `target` with all the names."""
     with tarfile.open(source) as old, tarfile.open(target, "w") as new:
         for member in old:
-            content = old.extractfile(member) if member.isfile() else None
+            content: IO[bytes] | None = old.extractfile(member) if member.isfile() else None
             if member.name == _MANIFEST and content:
                 manifest = json.load(content)
                 manifest[0]["RepoTags"] = list(names)
                 text = json.dumps(manifest).encode()
-                member.size, content = len(text), io.BufferedReader(io.BytesIO(text))  # type: ignore[arg-type]
+                member.size, content = len(text), io.BytesIO(text)
             new.addfile(member, content)

@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
+from ledger.redaction import clean
 from ledger.settings import Settings
-from worker.redaction import clean
 
 
 def _redact(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

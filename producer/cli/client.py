@@ -1,0 +1,161 @@
+"""Speaking REST: to the server at CRABPOT_URL, or to the same application, run here on a private Unix socket."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ledger.errors import (
+    Conflict,
+    CrabpotError,
+    LedgerUnavailable,
+    NotFound,
+    PolicyDenied,
+    Problem,
+    RequestInvalid,
+    ServerUnavailable,
+    SettingsInvalid,
+)
+from ledger.settings import Settings, settings
+
+_START_SECONDS = 10.0
+
+
+class Client:
+    """The REST API as calls; its problems as crabpot's errors."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def submit(self, request: dict[str, Any], key: str | None) -> dict[str, Any]:
+        return self._json("POST", "/v1/builds", json=request, headers={"Idempotency-Key": key} if key else {})
+
+    def page(self, **query: str | int | None) -> dict[str, Any]:
+        return self._json("GET", "/v1/builds", params={key: value for key, value in query.items() if value is not None})
+
+    def show(self, build: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/builds/{build}")
+
+    def cancel(self, build: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/builds/{build}/cancel")
+
+    def changes(self, build: str, timeout: float | None = None) -> Iterator[dict[str, Any]]:
+        """The record now and after every change, until it has ended. TimeoutError where nothing came for `timeout` seconds."""
+        with self._stream(f"/v1/builds/{build}", {"follow": "1"}, timeout) as answer:
+            for line in answer.iter_lines():
+                yield json.loads(line)
+
+    def logs(self, build: str, **query: str | int | None) -> Iterator[str]:
+        """The log's text as it comes."""
+        given = {key: str(value) for key, value in query.items() if value is not None}
+        with self._stream(f"/v1/builds/{build}/logs", given, None) as answer:
+            yield from answer.iter_text()
+
+    def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        with _translated(self._http):
+            answer = self._http.request(method, path, **more)
+            _check(answer)
+            told: dict[str, Any] = answer.json()
+            return told
+
+    @contextmanager
+    def _stream(self, path: str, query: dict[str, str], timeout: float | None) -> Iterator[httpx.Response]:
+        with _translated(self._http), self._http.stream("GET", path, params=query, timeout=httpx.Timeout(30.0, read=timeout)) as answer:
+            if answer.is_error:
+                answer.read()
+            _check(answer)
+            yield answer
+
+
+@contextmanager
+def connected() -> Iterator[Client]:
+    """A client of the server that the settings name, or of one run here for the length of the block."""
+    given = settings()
+    if given.url:
+        headers = {"Authorization": f"Bearer {given.api_token}"} if given.api_token else {}
+        with httpx.Client(base_url=given.url, headers=headers, timeout=30.0) as http:
+            yield Client(http)
+        return
+    with (
+        _served_here(given) as socket,
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://crabpot", timeout=30.0) as http,
+    ):
+        yield Client(http)
+
+
+@contextmanager
+def _served_here(given: Settings) -> Iterator[Path]:
+    """The application on a Unix socket in a folder that only this user may enter."""
+    import uvicorn
+
+    from ledger.store import Ledger
+    from producer.api import create_app
+
+    with tempfile.TemporaryDirectory(prefix="crabpot-") as folder:
+        socket = Path(folder) / "api"
+        app = create_app(Ledger.open(given), given, anyone=True)
+        config = uvicorn.Config(app, uds=str(socket), log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, name="api", daemon=True)
+        thread.start()
+        try:
+            _await_start(server, thread)
+            yield socket
+        finally:
+            server.should_exit = True
+            thread.join(5)
+
+
+def _await_start(server: Any, thread: threading.Thread) -> None:
+    waited = 0.0
+    while not server.started:
+        thread.join(0.005)
+        waited += 0.005
+        if not thread.is_alive() or waited > _START_SECONDS:
+            raise ServerUnavailable("the API could not be started on a private socket; set CRABPOT_URL to a server instead")
+
+
+@contextmanager
+def _translated(http: httpx.Client) -> Iterator[None]:
+    where = str(http.base_url).rstrip("/")
+    try:
+        yield
+    except httpx.ReadTimeout:
+        raise TimeoutError from None
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        raise SettingsInvalid([Problem("CRABPOT_URL", where, f"must be an http or https URL ({error})")]) from None
+    except httpx.HTTPError as error:
+        raise ServerUnavailable(f"{where} does not answer ({error}); check CRABPOT_URL and that `crabpot serve` runs") from None
+
+
+def _check(answer: httpx.Response) -> None:
+    """The server's problem as the error that it was there."""
+    if not answer.is_error:
+        return
+    try:
+        told = answer.json()
+        detail = str(told["detail"])
+    except (ValueError, KeyError, TypeError):
+        told, detail = {}, f"the server answered {answer.status_code} without saying why; is CRABPOT_URL a crabpot server?"
+    problems = [Problem(item["path"], item["given"], item["allowed"]) for item in told.get("problems", [])]
+    match answer.status_code:
+        case 400 | 413:
+            raise RequestInvalid(problems or detail)
+        case 403 if problems:
+            raise PolicyDenied(problems)
+        case 401 | 403:
+            raise SettingsInvalid(detail)
+        case 404:
+            raise NotFound(detail)
+        case 409:
+            raise Conflict(detail)
+        case 502 | 503 | 504:
+            raise LedgerUnavailable(detail)
+    raise CrabpotError(detail)
