@@ -22,7 +22,7 @@ def checked(parse: Any) -> AfterValidator:
 
 
 def _relative(path: str) -> str:
-    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path or "://" in path:
         raise ValueError("must be a path below the context, without '..'")
     return path
 

@@ -171,7 +171,7 @@ class Identity(Frozen):
 class MountedSecret(Frozen):
     """A secret that a Dockerfile mounts by `RUN --mount=type=secret,id=…`."""
 
-    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
     value: SecretValue
 
 
@@ -293,6 +293,10 @@ class BuildRequest(Frozen):
                 raise ValueError(
                     f"build_args: {name} looks like a secret; give it as {{secret, key}}, or better mount it by secrets.mounts (build arguments stay in the image's history)"
                 )
+            if not isinstance(value, str) and (RESERVED_ENVIRONMENT.fullmatch(name) or name in self.environment):
+                raise ValueError(
+                    f"build_args: {name} from a Secret reaches the executor as a variable of that name, which is taken; use another name"
+                )
         for name, text in self.environment.items():
             if SECRET_LOOKING.search(name) or re.search(r"://[^/\s]*:[^/\s]*@", text):
                 raise ValueError(f"environment: {name} holds or looks like a secret; secrets are named under `secrets`")
@@ -348,7 +352,7 @@ def _problem(detail: ErrorDetails) -> Problem:
         path, _, message = message.partition(": ")
     given = detail["input"]
     if detail["type"] == "missing":
-        shown = "nothing"
+        shown, message = "nothing", "must be given"
     elif isinstance(given, dict) or SECRET_LOOKING.search(path):
         shown = "a value not shown here"
     else:

@@ -22,7 +22,7 @@ _STAGES = {
     "error resolving relative paths to absolute paths: ": "setup",
     "error changing to root dir: ": "setup",
 }
-_FATAL = re.compile(r'level=fatal msg="(?P<text>.*)"')
+_FATAL = re.compile(r'(?:level=fatal msg="|^FATA\[\d+\] )(?P<text>.*?)"?$')
 _PANIC = re.compile(r"(?:panic|fatal error): ")
 _USAGE = "Usage:"
 _NETWORK = r"dial tcp|no such host|i/o timeout|connection re(set|fused)|no route to host|TLS handshake|context deadline exceeded|\bEOF\b|broken pipe"
@@ -147,11 +147,16 @@ def find_complaint(lines: Sequence[str]) -> Complaint | None:
                 return Complaint(stage, line.removeprefix(prefix))
         if fatal := _FATAL.search(line):
             return Complaint("setup", fatal["text"].replace('\\"', '"'))
-        if line == _USAGE and number and lines[number - 1].startswith("Error: "):
-            return Complaint("setup", lines[number - 1].removeprefix("Error: "))
+        if line == _USAGE and (error := _error_before(lines, number)) is not None:
+            return Complaint("setup", "\n".join(lines[error:number]).removeprefix("Error: ").strip())
         if _PANIC.match(line):
             return Complaint("crash", line)
     return None
+
+
+def _error_before(lines: Sequence[str], usage: int) -> int | None:
+    """Where the `Error:` line is that a usage text follows; what a server said in it may have line breaks of its own."""
+    return next((number for number in range(usage - 1, max(-1, usage - 6), -1) if lines[number].startswith("Error: ")), None)
 
 
 def judge(complaint: Complaint) -> tuple[Reason, str]:
@@ -167,7 +172,7 @@ def judge(complaint: Complaint) -> tuple[Reason, str]:
 def excerpt(lines: Sequence[str], count: int = 30) -> tuple[str, ...]:
     """The last lines of a log that tell people something: without the usage text that Kaniko prints after what it complains of."""
     for number in range(len(lines) - 1, 0, -1):
-        if lines[number] == _USAGE and lines[number - 1].startswith("Error: "):
+        if lines[number] == _USAGE and _error_before(lines, number) is not None:
             lines = lines[:number]
             break
     return tuple(lines[-count:])

@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from datetime import UTC, timedelta
 
 from ledger.build import ATTEMPT_LABEL, Build, pod_name
-from ledger.errors import LaunchRefused
-from ledger.flags import RESERVED_ENVIRONMENT
 from ledger.quantities import parse_duration
 from ledger.references import ImageReference
 from ledger.request import (
@@ -40,7 +38,7 @@ DOCKER_CONFIG = "/kaniko/.docker"
 GOOGLE_KEY = "/kaniko/google/key.json"
 AUTHORITIES = "/kaniko/ssl/certs"
 TERMINATION_MESSAGE = "/dev/termination-log"
-DEFAULT_FLAGS = {"log-format": "text", "push-retry": "2", "image-download-retry": "2", "image-fs-extract-retry": "1"}
+DEFAULT_FLAGS = {"log-format": "color", "push-retry": "2", "image-download-retry": "2", "image-fs-extract-retry": "1"}
 
 
 def launch(
@@ -61,7 +59,6 @@ def launch(
     """
     request = build.request
     placement, identity, resources = request.placement, request.identity, request.resources
-    _refuse_collisions(request)
     return Launch(
         pod=PodName(pod_name(build.id, build.attempt, platform)),
         build=build.id,
@@ -232,16 +229,6 @@ def _tar_place(request: BuildRequest) -> tuple[str | None, str]:
         return None, path
     folder, name = posixpath.split(path)
     return posixpath.join(tar.host_path, folder).rstrip("/") or "/", name
-
-
-def _refuse_collisions(request: BuildRequest) -> None:
-    """A build argument from a Secret becomes a variable of its name; one that steers the executor would do more than it says."""
-    for name, value in request.build_args.items():
-        if isinstance(value, SecretValue) and (RESERVED_ENVIRONMENT.fullmatch(name) or name in request.environment):
-            raise LaunchRefused(
-                f"build_args.{name}: its value comes from a Secret by way of the executor's environment, where {name} means something else; "
-                "give the argument another name, or mount the secret by secrets.mounts"
-            )
 
 
 def _toleration(given: Toleration) -> dict[str, str]:

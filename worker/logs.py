@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -22,8 +21,6 @@ from worker.place import Place
 log = structlog.get_logger()
 TAIL_LINES = 150
 """Lines from the end of a log by which a failure is judged: Kaniko prints some 80 lines of usage after some complaints."""
-KEPT_LINES = 30
-"""Lines of a failed attempt's log that are kept in its record."""
 _BATCH_LINES = 500
 _FLUSH_SECONDS = 0.4
 _TRIES = 5
@@ -111,12 +108,6 @@ class Capture:
     @property
     def tail(self) -> tuple[str, ...]:
         return tuple(self._tail)
-
-
-def telling(tail: Sequence[str]) -> tuple[str, ...]:
-    """The last lines that tell people something: without the executor's usage text."""
-    usage = next((number for number, line in enumerate(tail) if line.startswith("Usage:")), None)
-    return tuple(tail[:usage][-KEPT_LINES:])
 
 
 class Captures:

@@ -18,8 +18,9 @@ from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound, TooLa
 from ledger.events import EventType, event
 from ledger.store import Fence
 from worker.cluster import Phase, Pod, PodName
+from worker.complaint import excerpt
 from worker.ending import end_attempt
-from worker.logs import Captures, telling
+from worker.logs import Captures
 from worker.nudges import Nudges
 from worker.outcome import Outcome, outcome, pending
 from worker.place import Place
@@ -157,7 +158,7 @@ class Observer:
         if build.reason and build.state.holds_slots:  # given up by a deadline, or because it could never start
             result = Outcome(build.reason, build.message or str(build.reason), result.exit_code, None)
         ended = await end_attempt(
-            self._place, build, {pod.platform: result}, pods={pod.platform: pod}, log_tail=telling(tail), fence=self._fence
+            self._place, build, {pod.platform: result}, pods={pod.platform: pod}, log_tail=tuple(excerpt(tail)), fence=self._fence
         )
         self._nudges.dispatch()
         if ended.state is State.PUBLISHING:

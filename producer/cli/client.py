@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -93,11 +95,16 @@ def connected() -> Iterator[Client]:
 @contextmanager
 def _served_here(given: Settings) -> Iterator[Path]:
     """The application on a Unix socket in a folder that only this user may enter."""
+    import structlog
     import uvicorn
 
     from ledger.store import Ledger
     from producer.api import create_app
 
+    # What the command prints is its answer; the server within tells of trouble only, and elsewhere.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     with tempfile.TemporaryDirectory(prefix="crabpot-") as folder:
         socket = Path(folder) / "api"
         app = create_app(Ledger.open(given), given, anyone=True)

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import click
 import structlog
@@ -15,7 +16,7 @@ from watchfiles import awatch
 from ledger.errors import CrabpotError, InputInvalid, LedgerUnavailable, Problem, SettingsInvalid
 from ledger.fitness import require_fit
 from ledger.logging import set_up
-from ledger.projects import read_projects
+from ledger.projects import parse_projects, read_projects
 from ledger.settings import Settings, settings
 from ledger.store import Ledger
 from producer.api import create_app
@@ -95,16 +96,22 @@ async def _await_redis(ledger: Ledger, given: Settings) -> None:
 
 
 async def _follow_projects(ledger: Ledger, given: Settings) -> None:
-    """Store the projects file again whenever it changes; one that is invalid is told of, and the old one stays.
+    """Store the projects file again whenever its text changes; one that is invalid is told of, and the old one stays.
 
-    The folder is watched, not the file: editors and Kubernetes replace it.
+    The folder is watched, not the file: editors and Kubernetes (`..data`) replace it.
     """
-    assert given.projects is not None
-    async for _ in awatch(given.projects.parent, recursive=False):
+    file = given.projects
+    assert file is not None
+    names = {file.name, "..data"}
+    stored = file.read_text()
+    async for _ in awatch(file.parent, recursive=False, watch_filter=lambda _, path: Path(path).name in names):
         try:
-            await ledger.store_projects(read_projects(given.projects))
-            log.info("projects_stored", file=str(given.projects))
+            text = file.read_text()
+            if text != stored:
+                await ledger.store_projects(parse_projects(text, str(file)))
+                stored = text
+                log.info("projects_stored", file=str(file))
         except InputInvalid as error:
             log.error("projects_invalid", error=str(error), stays="the projects as they were")
-        except CrabpotError as error:
+        except (CrabpotError, OSError, UnicodeDecodeError) as error:
             log.error("projects_not_stored", error=str(error))

@@ -45,7 +45,13 @@ def submit(
         request["source"] = {"kind": "git", "url": url, "commit": commit or _resolve(url, ref), **({"ref": ref} if ref else {})}
     elif ref or commit:
         raise click.UsageError("--ref and --commit need --git URL")
-    given: dict[str, Any] = {"project": project, "destinations": list(images), "dockerfile": dockerfile, "target": target, "priority": priority}
+    given: dict[str, Any] = {
+        "project": project,
+        "destinations": list(images),
+        "dockerfile": dockerfile,
+        "target": target,
+        "priority": priority,
+    }
     given |= {"build_args": _pairs("--build-arg", build_args), "labels": _pairs("--label", labels)}
     request |= {name: value for name, value in given.items() if value not in (None, [], {})}
     with connected() as client:

@@ -87,7 +87,7 @@ def crabpot(
     with crabpot_on(cluster, redis, folder, "main", projects, readable=["worker-login"]) as crabpot:
         crabpot.secret("worker-login", {".dockerconfigjson": locked.docker_config()}, readable=True)
         crabpot.set_secret("APP_WEBHOOK_SECRET", WEBHOOK_SECRET)
-        crabpot.start("watch", "worker")
+        crabpot.start("watch", "worker", "serve")
         yield crabpot
 
 

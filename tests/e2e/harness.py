@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from ledger.build import Build, State
 from ledger.request import BuildRequest
 from ledger.settings import Settings
 from ledger.store import Ledger
+from producer.cancel import cancel_build
 from producer.submit import submit_build_async, wait_for_build_async
 from tests.conftest import free_port
 from tests.e2e.harness_cluster import ROOT, Cluster, until
@@ -31,7 +32,7 @@ CHART = ROOT / "deploy/helm/crabpot"
 BIN = Path(sys.executable).parent
 COMMANDS = {
     "worker": [str(BIN / "celery"), "--app", "worker.app", "worker", "--loglevel", "info", "--without-mingle", "--without-gossip"],
-    "watch": [sys.executable, "-c", "from worker.watcher import command; command()"],
+    "watch": [str(BIN / "crabpot"), "watch"],
     "serve": [str(BIN / "crabpot"), "serve"],
 }
 POLICY = {
@@ -260,8 +261,7 @@ class Crabpot:
         return until(look, f"{build} is {' or '.join(states)}", seconds)
 
     def cancel(self, build: str) -> None:
-        record = self.read(build)
-        self._loop.run(self._ledger.transition(record, record.state, due=timedelta(0), cancel_requested=datetime.now(UTC)))
+        self._loop.run(cancel_build(self._ledger, build))
 
     def slots(self) -> dict[str, datetime]:
         return self._loop.run(self._ledger.slots())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ledger.build import pod_name
-from ledger.errors import LaunchRefused
+from ledger.errors import RequestInvalid
 from tests.requests import BUILD_ID, COMMIT, make_build, make_request
 from worker.cluster import FolderMount, Launch, SecretMount, SecretVariable
 from worker.kaniko import launch
@@ -52,9 +52,11 @@ def test_context(source: dict[str, Any], context: str) -> None:
 
 
 def test_sub_path_and_dockerfile_stay_below_the_context() -> None:
-    made = launched(source={**GIT, "sub_path": "./a//b/"}, dockerfile="https://evil.example.com/Dockerfile")
+    made = launched(source={**GIT, "sub_path": "./a//b/"}, dockerfile="build//Dockerfile")
     assert values(made, "context-sub-path") == ["a/b"]
-    assert values(made, "dockerfile") == ["https:/evil.example.com/Dockerfile"]  # a path now, which Kaniko does not fetch
+    assert values(made, "dockerfile") == ["build/Dockerfile"]
+    with pytest.raises(RequestInvalid, match="dockerfile"):
+        launched(dockerfile="https://evil.example.com/Dockerfile")  # Kaniko would fetch it
 
 
 def test_git_over_plain_http_with_submodules_and_flags() -> None:
@@ -136,7 +138,7 @@ def test_build_arguments_arrive_unchanged() -> None:
     ],
 )
 def test_a_secret_argument_never_steers_the_executor(fields: dict[str, Any]) -> None:
-    with pytest.raises(LaunchRefused, match="build_args"):
+    with pytest.raises(RequestInvalid, match="build_args"):
         launched(**fields)
 
 
@@ -207,7 +209,7 @@ def test_flags_and_what_is_always_there() -> None:
     assert values(made, "push-retry") == ["7"]
     assert values(made, "reproducible") == ["true"]
     assert values(made, "image-download-retry") == ["2"]
-    assert values(made, "log-format") == ["text"]
+    assert values(made, "log-format") == ["color"]
     assert values(made, "digest-file") == ["/dev/termination-log"]
 
 
