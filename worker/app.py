@@ -45,7 +45,7 @@ app.conf.update(
     worker_concurrency=16,  # steps wait for Kubernetes and registries, not for the CPU
     worker_cancel_long_running_tasks_on_connection_loss=False,  # a step that runs on does no harm: each of its writes names its version
     worker_soft_shutdown_timeout=20,  # steps in flight finish; below Kubernetes' grace period of 30 s
-    worker_enable_soft_shutdown_on_idle=True,
+    worker_enable_soft_shutdown_on_idle=False,  # it is for countdowns held in memory, which we have none of: an idle worker ends at once
     worker_hijack_root_logger=False,  # structlog is set up by us
     worker_send_task_events=False,
     task_send_sent_event=False,

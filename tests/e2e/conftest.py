@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,12 @@ def submit_all() -> Submit:
     return submit
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With a failure, show what each process said."""
-    outcome = yield
-    report = outcome.get_result()
-    if report.failed and hasattr(item, "funcargs"):
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
         for value in item.funcargs.values():
             if isinstance(value, Crabpot):
                 report.sections += [(f"log of {name}", process.tail(60)) for name, process in value.processes.items()]
+    return report

@@ -152,6 +152,7 @@ class Crabpot:
             "CRABPOT_NAMESPACE": self.namespace,
             "CRABPOT_EXECUTOR_IMAGE": self.cluster.executor_image,
             "CRABPOT_MEMORY": "1Gi",
+            "CRABPOT_START_TIMEOUT": "8s",  # how long a kill between admission and creation costs
             "CRABPOT_PROJECTS": str(self.folder / "projects.yaml"),
             "CRABPOT_PUBLIC_URL": self.url,
         }

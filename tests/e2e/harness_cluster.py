@@ -82,25 +82,21 @@ class Cluster:
         found = self.kubectl("--namespace", namespace, "get", *what, "--ignore-not-found", "--output", "json")
         return json.loads(found) if found else None
 
-    def may(self, kubeconfig: Path, namespace: str, verb: str, resource: str) -> bool:
-        """Whether the account of a kubeconfig may do this."""
-        kind, _, sub = resource.partition("/")
-        named, colon, name = kind.partition(":")
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {
-                "resourceAttributes": {
-                    "namespace": namespace,
-                    "verb": verb,
-                    "resource": named,
-                    "subresource": sub,
-                    "name": name if colon else "",
-                }
-            },
-        }
-        found = self.kubectl("create", "--filename", "-", "--output", "json", stdin=json.dumps(review), kubeconfig=kubeconfig)
-        return bool(json.loads(found)["status"]["allowed"])
+    def rights(self, kubeconfig: Path, namespace: str) -> set[str]:
+        """All that the account of a kubeconfig may do in a namespace, as "get pods/log" or "get secrets:name"; besides asking about itself."""
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}}
+        raw = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+        status = json.loads(self.kubectl("create", "--raw", raw, "--filename", "-", stdin=json.dumps(review), kubeconfig=kubeconfig))[
+            "status"
+        ]
+        assert not status.get("incomplete")
+        found = set()
+        for rule in status["resourceRules"]:
+            if set(rule["apiGroups"]) <= {"authorization.k8s.io", "authentication.k8s.io"}:
+                continue
+            names = [f":{name}" for name in rule.get("resourceNames") or ()] or [""]
+            found |= {f"{verb} {resource}{name}" for verb in rule["verbs"] for resource in rule["resources"] for name in names}
+        return found
 
     def kubeconfig_of(self, namespace: str, account: str, path: Path) -> Path:
         """Write a kubeconfig that holds a token of a service account and nothing of the administrator's."""

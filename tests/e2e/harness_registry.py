@@ -40,6 +40,7 @@ class PrivateRegistry:
 
     host: str
     certificate: Path
+    key: Path
 
     def get(self, path: str) -> httpx.Response:
         trusting = ssl.create_default_context(cafile=str(self.certificate))
@@ -65,7 +66,7 @@ def private_registry(folder: Path, address: str) -> Iterator[PrivateRegistry]:
         capture_output=True,
     )
     with _serving(folder, address, {"http": {"tls": {"certificate": str(certificate), "key": str(key)}}}) as host:
-        registry = PrivateRegistry(host, certificate)
+        registry = PrivateRegistry(host, certificate, key)
         until(
             lambda: _status(f"https://{host}/v2/", verify=ssl.create_default_context(cafile=str(certificate))) == 200,
             "the TLS registry is up",

@@ -83,7 +83,7 @@ def test_a_watcher_killed_while_builds_run_and_end(mortal: Crabpot) -> None:
 
 def test_a_pod_deleted_while_nobody_watches_is_held_until_its_end_is_recorded(mortal: Crabpot) -> None:
     """Somebody empties the namespace in that time: our finalizer keeps what happened, and no success comes of an absence."""
-    (build,) = submit(mortal, "held", 1, 20)
+    (build,) = submit(mortal, "held", 1, 8)
     mortal.until_state(build, State.RUNNING)
     mortal.kill("watch")
     mortal.cluster.kubectl("--namespace", mortal.namespace, "delete", "pods", "--all", "--wait=false", "--grace-period=1")

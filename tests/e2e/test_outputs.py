@@ -18,7 +18,7 @@ from tests.e2e.harness import Crabpot
 from tests.e2e.harness_cluster import until
 from tests.e2e.harness_images import Image
 from tests.e2e.harness_registry import LockedRegistry, PrivateRegistry
-from tests.e2e.harness_servers import Proxy, object_storage, proxy
+from tests.e2e.harness_servers import Proxy, files_over_tls, proxy
 
 ARGUMENTS = {
     "SPACES": "hello  big world",
@@ -31,7 +31,7 @@ ARGUMENTS = {
 }
 """Values that a shell, a template or a pod's `$(…)` would change."""
 SECRET = secrets.token_hex(16)
-TARBALL = "contexts/team/context.tar.gz"
+TARBALL = "/team/context.tar.gz"
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +47,26 @@ def recorder(crabpot: Crabpot) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def storage(crabpot: Crabpot) -> Iterator[str]:
+def website(crabpot: Crabpot, private: PrivateRegistry) -> Iterator[str]:
+    """Where a tarball lies, over TLS by an authority of its own."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, text in (("app/Dockerfile", "FROM scratch\nCOPY . /files/\n"), ("app/packed.txt", "from a tarball")):
             member = tarfile.TarInfo(name)
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text.encode()))
-    with object_storage(crabpot.cluster.host, {TARBALL: archive.getvalue()}) as endpoint:
-        yield endpoint
+    with files_over_tls(crabpot.cluster.host, private.certificate, private.key, {TARBALL: archive.getvalue()}) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
 def builds(
-    crabpot: Crabpot, base: str, locked: LockedRegistry, private: PrivateRegistry, recorder: Proxy, storage: str, submit_all: Submit
+    crabpot: Crabpot, base: str, locked: LockedRegistry, private: PrivateRegistry, recorder: Proxy, website: str, submit_all: Submit
 ) -> dict[str, str]:
     registry = crabpot.cluster.registry
     crabpot.secret("values", {"password": SECRET})
     crabpot.secret("push-login", {"config.json": locked.docker_config()})
     crabpot.secret("authority", {"ca.pem": private.certificate.read_text()})
-    crabpot.secret("storage", {"config": "[default]\naws_access_key_id = crab\naws_secret_access_key = crab\nregion = here\n"})
     every = "".join(f'ARG {name}\nENV GOT_{name}=${name}\nRUN printf %s "${name}" > /got-{name}\n' for name in ARGUMENTS)
     random = f"{base}\nRUN cat /proc/sys/kernel/random/uuid > /random\n"
     stages = "\n".join(
@@ -132,10 +132,8 @@ def builds(
             "registries": {"insecure": [registry], "certificates": {private.host: {"secret": "authority", "key": "ca.pem"}}},
         },
         "tarball": {
-            "source": {"kind": "tarball", "url": f"s3://{TARBALL}", "sub_path": "app", "s3_endpoint": storage},
-            # Static keys, as on a store without workload identity: a file in the AWS form, mounted as a secret.
-            "secrets": {"mounts": [{"id": "aws", "value": {"secret": "storage", "key": "config"}}]},
-            "environment": {"AWS_CONFIG_FILE": "/kaniko/mounted-secrets/0"},
+            "source": {"kind": "tarball", "url": f"https://{website}{TARBALL}", "sub_path": "app"},
+            "registries": {"insecure": [registry], "certificates": {website: {"secret": "authority", "key": "ca.pem"}}},
         },
     }  # fmt: skip
     if not crabpot.cluster.real:  # what the stand-in cannot do would only fail, loudly and long
@@ -260,9 +258,8 @@ def test_a_registry_whose_authority_is_named(crabpot: Crabpot, builds: dict[str,
 
 
 @pytest.mark.usefixtures("real")
-def test_a_tarball_in_object_storage(crabpot: Crabpot, builds: dict[str, str]) -> None:
-    files = image_of(crabpot, builds, "tarball").files
-    assert {name: files[name] for name in files if "packed" in name} == {"/files/packed.txt": b"from a tarball"}
+def test_a_tarball_from_a_web_server_whose_authority_is_named(crabpot: Crabpot, builds: dict[str, str]) -> None:
+    assert image_of(crabpot, builds, "tarball").text("/files/packed.txt") == "from a tarball"
 
 
 def test_placement_identity_and_resources_are_the_pod_s(crabpot: Crabpot, base: str) -> None:

@@ -44,10 +44,6 @@ async def started(site, registry, **changes) -> tuple[Build, PodName]:
     return build, PodName(build.current.runs[0].pod)
 
 
-def _batches(site, build: str):
-    return site.ledger.logs.follow(build, 1)
-
-
 async def events_of(site, build: str) -> list[str]:
     told = [json.loads(text) for _, text in await site.ledger.events("0-0", count=10_000)]
     ids = [entry["id"] for entry in told if entry["data"]["customData"]["build"] == build]
@@ -120,8 +116,9 @@ async def test_1_a_leader_killed_while_the_pod_ends(site, registry):
     assert ended.reason is Reason.BUILD_FAILED
     assert ended.current.runs[0].log_tail[0] == "line 1"
     assert (await events_of(site, build.id)).count("finished") == 1
-    async with asyncio.timeout(5):
-        assert (await anext(_batches(site, build.id)))[0].text == "line 1"
+    async with asyncio.timeout(10):
+        lines = [line.text async for batch in site.ledger.logs.follow(build.id, 1) for line in batch]
+    assert lines[0] == "line 1"
 
 
 async def test_1_every_nudge_is_lost(site, registry):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -22,6 +23,7 @@ from ledger.errors import LaunchRefused, WatchExpired
 from tests.contract import GRACE, PATIENCE, ClusterContract, Kind, closing, ended, find, is_ended, is_gone, is_running, log_of, seen, until
 from worker.cluster import FolderMount, Launch, Phase, PodName, SecretMount, SecretVariable
 from worker.cluster.local import LocalCluster
+from worker.cluster.sessions import members
 
 EXECUTOR = """\
 import json, os, signal, subprocess, sys, time
@@ -126,6 +128,14 @@ def lives(pid: int) -> bool:
         return False
 
 
+async def dead(pid: int) -> None:
+    """Wait for a process's end."""
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        await asyncio.to_thread(select.select, [process], [], [], PATIENCE)
+        os.close(process)
+
+
 async def first_line(cluster: LocalCluster, name: PodName) -> str:
     async with asyncio.timeout(PATIENCE), closing(cluster.logs(name)) as lines:
         return (await anext(lines)).text
@@ -186,10 +196,8 @@ async def test_a_runner_that_died_while_nobody_watched(cluster: LocalCluster, ot
     child = int(await first_line(cluster, pod.name))
     await cluster.close()
     runner = claim_of(tmp_path, pod.name)["pid"]
-    process = os.pidfd_open(runner)
     os.kill(runner, signal.SIGKILL)
-    await asyncio.to_thread(__import__("select").select, [process], [], [])
-    os.close(process)
+    await dead(runner)
     end = find(await other.pods(), pod.name)
     assert end
     assert (end.phase, end.reason) == (Phase.ENDED, "RunnerLost")
@@ -376,15 +384,18 @@ async def test_labels_and_optional_secrets_are_no_trouble(cluster: LocalCluster)
 
 async def test_nothing_is_left_once_all_is_gone(cluster: LocalCluster, tmp_path: Path) -> None:
     pods = [await cluster.launch(make("succeed")) for _ in range(3)]
+    runners = [claim_of(tmp_path, pod.name)["pid"] for pod in pods]
     before = await cluster.pods()
     for pod in pods:
         await cluster.delete(pod.name, pod.uid, GRACE)
         await cluster.release(pod.name, pod.uid)
     for pod in pods:
         await until(cluster, pod.name, is_gone, before.version)
+    for runner in runners:
+        await dead(runner)
+        assert not [pid for pid in members(runner) if lives(pid)]
     assert list((tmp_path / "state" / "pods").iterdir()) == []
-    left = await asyncio.to_thread(subprocess.run, ["grep", "-lsaF", str(tmp_path / "state"), *map(str, Path("/proc").glob("[0-9]*/cmdline"))], check=False, capture_output=True, text=True)  # fmt: skip
-    assert left.stdout == ""
+    assert [path.name for path in (tmp_path / "state" / "staging").iterdir()] == ["lock"]
 
 
 async def test_many_at_once(cluster: LocalCluster, other: LocalCluster) -> None:

@@ -30,6 +30,10 @@ from tests.integration.registry_server import PASSWORD, USER, Certificate, Regis
 from tests.requests import make_build, make_request
 from worker.cluster.local import LocalCluster
 from worker.complaint import find_complaint, judge
+from worker.executor.context import fetch_context
+from worker.executor.errors import ContextError
+from worker.executor.flags import parse_flags
+from worker.executor.places import Places
 from worker.kaniko import launch
 
 pytestmark = pytest.mark.skipif(
@@ -383,6 +387,29 @@ def test_a_run_that_is_stopped_leaves_nothing(execute: Executor, context: Any, r
 
 
 @dataclass
+class Fetched:
+    """What fetching a source gave."""
+
+    files: Mapping[str, bytes]
+    complaint: str = ""
+
+    @property
+    def reason(self) -> Reason:
+        return Done(1, self.complaint, None).reason
+
+
+def files_of(folder: Path) -> type[SimpleHTTPRequestHandler]:
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Files
+
+
+@dataclass
 class GitServer:
     """Repositories over Git's smart HTTP protocol (git http-backend), and whose credentials came."""
 
@@ -479,28 +506,36 @@ def git(tmp_path: Path) -> Iterator[GitServer]:
 
 
 @pytest.fixture
-def from_git(execute: Executor, git: GitServer, tmp_path: Path) -> Callable[..., tuple[Done, Mapping[str, bytes]]]:
-    """Build from `app.git`; the run, and the files of the image that it wrote to a tar."""
+def fetch(git: GitServer, tmp_path: Path) -> Callable[..., Fetched]:
+    """Fetch from `app.git` as the executor does before it builds; all files, or the complaint."""
 
-    def build(fragment: str, *flags: str, repository: str = "app.git", **variables: str) -> tuple[Done, Mapping[str, bytes]]:
-        tar, source = tmp_path / "image.tar", f"--context=git://{git.address}/{repository}{fragment}"
-        done = execute(source, "--no-push", f"--tar-path={tar}", *flags, GIT_PULL_METHOD="http", **variables)
-        files: dict[str, bytes] = {}
-        if done.code == 0:
-            with tarfile.open(tar) as archive:
-                for layer in json.loads(archive.extractfile("manifest.json").read())[0]["Layers"]:  # type: ignore[union-attr]
-                    with tarfile.open(fileobj=archive.extractfile(layer)) as inner:
-                        files |= {member.name: inner.extractfile(member).read() for member in inner if member.isfile()}  # type: ignore[union-attr]
-        return done, files
+    def run(fragment: str, *flags: str, repository: str = "app.git", **variables: str) -> Fetched:
+        options = parse_flags((f"--context=git://{git.address}/{repository}{fragment}", "--no-push", *flags))
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_PULL_METHOD": "http", **variables}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                root = fetch_context(options, Places({}), Path(folder), environment)
+            except ContextError as error:
+                return Fetched({}, f"Error: {error}\nUsage:\n")
+            return Fetched({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()})
 
-    return build
-
-
-SCRATCH = "FROM scratch\nCOPY file /\n"
+    return run
 
 
-def test_exactly_the_commit_is_built_though_the_ref_has_moved_on(git: GitServer, from_git: Any) -> None:
-    first = git.commit(Dockerfile=SCRATCH, file="first")
+def test_a_build_from_git(execute: Executor, git: GitServer, registry: RegistryServer) -> None:
+    commit = git.commit(Dockerfile="FROM scratch\nCOPY file /\n", file="first")
+    git.commit(file="second")
+    name = f"{registry.host}/git/app:1"
+    source = f"--context=git://{git.address}/app.git#refs/heads/main#{commit}"
+    done = execute(source, f"--destination={name}", f"--insecure-registry={registry.host}", GIT_PULL_METHOD="http")
+    assert done.code == 0, done.log
+    assert image_of(registry, name)[2] == {"file": b"first"}
+    done = execute(source.replace(commit, "1" * 40), f"--destination={name}", GIT_PULL_METHOD="http")
+    assert (done.code, done.reason) == (1, Reason.SOURCE_MISSING), done.log
+
+
+def test_exactly_the_commit_is_fetched_though_the_ref_has_moved_on(git: GitServer, fetch: Any) -> None:
+    first = git.commit(file="first")
     second = git.commit(file="second")
     for fragment, text in (
         (f"#refs/heads/main#{first}", b"first"),
@@ -511,52 +546,77 @@ def test_exactly_the_commit_is_built_though_the_ref_has_moved_on(git: GitServer,
         ("#main", b"second"),
         ("", b"second"),
     ):
-        done, files = from_git(fragment)
-        assert files == {"file": text}, (fragment, done.log)
+        assert fetch(fragment).files.get("file") == text, fragment
 
 
-def test_the_commit_is_built_though_the_ref_was_overwritten(git: GitServer, from_git: Any) -> None:
+def test_the_commit_is_fetched_though_the_ref_was_overwritten(git: GitServer, fetch: Any) -> None:
     git.run("config", "uploadpack.allowAnySHA1InWant", "true", where="app.git")
-    first = git.commit(Dockerfile=SCRATCH, file="first")
+    first = git.commit(file="first")
     git.commit("--amend", file="instead")
-    assert from_git(f"#refs/heads/main#{first}")[1] == {"file": b"first"}
+    assert fetch(f"#refs/heads/main#{first}").files["file"] == b"first"
 
 
-def test_the_commit_is_found_on_another_branch(git: GitServer, from_git: Any) -> None:
-    first = git.commit(Dockerfile=SCRATCH, file="first")
+def test_the_commit_is_found_on_another_branch(git: GitServer, fetch: Any) -> None:
+    first = git.commit(file="first")
     git.run("branch", "kept", "main", where="app.git")
     git.commit("--amend", file="instead")
-    assert from_git(f"#refs/heads/main#{first}")[1] == {"file": b"first"}
+    assert fetch(f"#refs/heads/main#{first}").files["file"] == b"first"
 
 
-def test_a_tag_and_the_history_for_git_describe(git: GitServer, from_git: Any) -> None:
-    git.commit(Dockerfile="FROM scratch\nCOPY .git /git\n", file="1")
+def test_a_plain_file_server_is_enough(git: GitServer, fetch: Any, tmp_path: Path) -> None:
+    first = git.commit(file="first")
+    git.commit(file="second")
+    git.run("update-server-info", where="app.git")
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), files_of(git.folder))) as git.address:
+        assert fetch(f"#refs/heads/main#{first}").files["file"] == b"first"
+
+
+def test_a_tag_and_the_history_for_git_describe(git: GitServer, fetch: Any) -> None:
+    git.commit(file="1")
     git.run("push", "--quiet", str(git.folder / "app.git"), "HEAD:refs/tags/v1.0")
     commit = git.commit(file="2")
-    _, files = from_git(f"#refs/heads/main#{commit}")
-    assert any(name.endswith("tags/v1.0") for name in files)
-    assert from_git("#refs/tags/v1.0")[0].code == 0
+    assert ".git/refs/tags/v1.0" in fetch(f"#refs/heads/main#{commit}").files
+    assert fetch("#refs/tags/v1.0").files["file"] == b"1"
 
 
-def test_a_depth_is_honoured(git: GitServer, from_git: Any) -> None:
-    git.commit(Dockerfile="FROM scratch\nCOPY .git/shallow /\n", file="1")
+def test_a_depth_and_a_branch_are_honoured(git: GitServer, fetch: Any) -> None:
+    git.commit(file="1")
     commit = git.commit(file="2")
-    assert from_git("#refs/heads/main", "--git=depth=1")[1] == {"shallow": commit.encode() + b"\n"}
+    assert fetch("#refs/heads/main", "--git=depth=1").files[".git/shallow"] == commit.encode() + b"\n"
+    assert fetch("#refs/heads/nope", "--git=branch=main").files["file"] == b"2"
 
 
-def test_credentials_reach_the_server_and_nothing_else(git: GitServer, from_git: Any, tmp_path: Path) -> None:
-    commit = git.commit(Dockerfile="FROM scratch\nCOPY . /all\n", file="private")
+def test_credentials_reach_the_server_and_nothing_else(git: GitServer, fetch: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    commit = git.commit(file="private")
     git.login = ("someone", "p@ss 'word")
-    denied, _ = from_git(f"#refs/heads/main#{commit}")
-    assert (denied.code, denied.reason) == (1, Reason.SOURCE_DENIED), denied.log
-    wrong, _ = from_git(f"#refs/heads/main#{commit}", GIT_USERNAME="someone", GIT_PASSWORD="wrong")
-    assert (wrong.code, wrong.reason) == (1, Reason.SOURCE_DENIED), wrong.log
-    done, files = from_git(f"#refs/heads/main#{commit}", GIT_USERNAME="someone", GIT_PASSWORD="p@ss 'word")
-    assert files["all/file"] == b"private", done.log
-    assert not any(b"p@ss" in content for content in files.values())
-    assert "p@ss" not in done.log
+    fragment = f"#refs/heads/main#{commit}"
+    assert fetch(fragment).reason is Reason.SOURCE_DENIED
+    assert fetch(fragment, GIT_USERNAME="someone", GIT_PASSWORD="wrong").reason is Reason.SOURCE_DENIED
+    fetched = fetch(fragment, GIT_USERNAME="someone", GIT_PASSWORD="p@ss 'word")
+    assert fetched.files["file"] == b"private"
+    assert not any(b"p@ss" in content or b"someone" in content for content in fetched.files.values())
+    assert "p@ss" not in "".join(capfd.readouterr())
     git.login = ("a-token", "")
-    assert from_git(f"#refs/heads/main#{commit}", GIT_TOKEN="a-token")[0].code == 0
+    assert fetch(fragment, GIT_TOKEN="a-token").files["file"] == b"private"
+
+
+def test_credentials_are_for_the_sources_own_host(git: GitServer, fetch: Any) -> None:
+    """A submodule may be anybody's."""
+    other = GitServer(git.folder)
+    server = _Server(("127.0.0.1", 0), _Backend)
+    server.git = other
+    with serving(server) as other.address:
+        git.run("init", "--quiet", "--bare", "part.git", where=".")
+        git.commit(file="1")
+        git.run("push", "--quiet", str(git.folder / "part.git"), "HEAD:main")
+        git.run("submodule", "--quiet", "add", str(git.folder / "part.git"), "part")
+        git.run("config", "--file", ".gitmodules", "submodule.part.url", f"http://{other.address}/part.git")
+        commit = git.commit()
+        git.login, other.login = ("someone", "word"), ("nobody", "else")
+        fetched = fetch(f"##{commit}", "--git=recurse-submodules=true", GIT_USERNAME="someone", GIT_PASSWORD="word")
+    assert fetched.reason is Reason.SOURCE_DENIED
+    assert other.seen
+    assert set(other.seen) == {None}
 
 
 @pytest.mark.parametrize(
@@ -568,29 +628,27 @@ def test_credentials_reach_the_server_and_nothing_else(git: GitServer, from_git:
         ("#refs/heads/main", "nope.git", Reason.SOURCE_MISSING),
     ],
 )
-def test_a_source_that_is_not_there(git: GitServer, from_git: Any, fragment: str, repository: str, reason: Reason) -> None:
-    git.commit(Dockerfile=SCRATCH, file="1")
-    done, _ = from_git(fragment, repository=repository)
-    assert (done.code, done.reason) == (1, reason), done.log
+def test_a_source_that_is_not_there(git: GitServer, fetch: Any, fragment: str, repository: str, reason: Reason) -> None:
+    git.commit(file="1")
+    assert fetch(fragment, repository=repository).reason is reason
 
 
-def test_a_git_server_that_does_not_answer(execute: Executor) -> None:
-    done = execute("--context=git://127.0.0.1:1/app.git#refs/heads/main", "--no-push", GIT_PULL_METHOD="http")
-    assert (done.code, done.reason) == (1, Reason.START_FAILED), done.log
+def test_a_git_server_that_does_not_answer(git: GitServer, fetch: Any) -> None:
+    git.address = "127.0.0.1:1"
+    assert fetch("#refs/heads/main").reason is Reason.START_FAILED
 
 
-def test_submodules_are_those_of_the_commit_and_of_http_only(git: GitServer, from_git: Any) -> None:
+def test_submodules_are_those_of_the_commit_and_of_http_only(git: GitServer, fetch: Any) -> None:
     git.run("init", "--quiet", "--bare", "part.git", where=".")
-    git.commit(Dockerfile="FROM scratch\nCOPY part /part\n", file="1")
+    git.commit(file="1")
     git.run("push", "--quiet", str(git.folder / "part.git"), "HEAD:main")
     git.run("submodule", "--quiet", "add", str(git.folder / "part.git"), "part")
     local = git.commit()
     git.run("config", "--file", ".gitmodules", "submodule.part.url", "../part.git")
     commit = git.commit()
-    assert from_git(f"##{commit}", "--git=recurse-submodules=true")[1]["part/file"] == b"1"
-    refused, _ = from_git(f"##{local}", "--git=recurse-submodules=true")
-    assert refused.code == 1
-    assert "not allowed" in refused.log
+    assert fetch(f"##{commit}", "--git=recurse-submodules=true").files["part/file"] == b"1"
+    assert "part/file" not in fetch(f"##{commit}").files
+    assert "not allowed" in fetch(f"##{local}", "--git=recurse-submodules=true").complaint
 
 
 # Tarballs
@@ -601,7 +659,7 @@ def tarball(tmp_path: Path) -> Path:
     path = tmp_path / "files" / "source.tar.gz"
     path.parent.mkdir()
     with tarfile.open(path, "w:gz") as tar:
-        for name, text in (("Dockerfile", SCRATCH), ("file", "from a tar")):
+        for name, text in (("Dockerfile", "FROM scratch\nCOPY file /\n"), ("file", "from a tar")):
             info = tarfile.TarInfo(name)
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text.encode()))
@@ -621,14 +679,7 @@ def test_a_tarball_of_this_machine(execute: Executor, tarball: Path, tmp_path: P
 def test_a_tarball_over_https(execute: Executor, tarball: Path, tmp_path: Path) -> None:
     certificate = Certificate.make(tmp_path)
 
-    class Files(SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments, directory=str(tarball.parent))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), files_of(tarball.parent))
     server.socket = certificate.context().wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     with serving(server) as address:
         trusted = {"SSL_CERT_FILE": str(certificate.path)}

@@ -14,7 +14,6 @@ from worker.executor.buildah import Buildah
 from worker.executor.context import fetch_context, find_dockerfile
 from worker.executor.errors import ExecutorError, PushError, SetupError
 from worker.executor.flags import Options, parse_flags
-from worker.executor.permission import check_permissions
 from worker.executor.places import Places, run_folder
 from worker.executor.tarball import name_images
 
@@ -44,6 +43,8 @@ def _execute(options: Options, places: Places, folder: Path, environment: Mappin
     dockerfile = find_dockerfile(options, places, context)
     buildah = Buildah(folder, options, places, environment)
     if options.push and options.check_permission:
+        from worker.executor.permission import check_permissions  # lazily: an HTTP client takes its time to load
+
         check_permissions(options, places, buildah.authfile)
     image = buildah.build(context, dockerfile)
     if options.tar:

@@ -11,7 +11,8 @@ class ExecutorError(Exception):
     prefix: ClassVar[str] = ""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(f"{self.prefix}{message}")
+        # One line, as Kaniko's are: by its place in the log it is known.
+        super().__init__(self.prefix + "; ".join(line.strip() for line in message.splitlines() if line.strip()))
         self.exit_code = exit_code
 
 

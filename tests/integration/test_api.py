@@ -1,0 +1,193 @@
+"""REST over real HTTP: every answer and every refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import timedelta
+
+import pytest
+
+from ledger.build import Reason, State
+from ledger.logbook import Line
+from ledger.settings import Settings
+from ledger.store import Ledger
+from tests.integration.front_door import served
+from tests.requests import NOW, request_fields
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+async def api(ledger, settings):
+    async with served(ledger, settings) as client:
+        yield client
+
+
+async def submitted(api, **changes) -> str:
+    answer = await api.post("/v1/builds", json=request_fields(**changes))
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+async def test_submit_show_and_list(api):
+    build = await submitted(api)
+    shown = (await api.get(f"/v1/builds/{build}")).json()
+    assert shown["state"] == "queued"
+    assert "its turn" in shown["waits_for"]
+    assert shown["request"]["destinations"] == request_fields()["destinations"]
+    second = await submitted(api)
+    page = (await api.get("/v1/builds", params={"project": "demo", "limit": 1})).json()
+    assert [entry["id"] for entry in page["builds"]] == [second]
+    rest = (await api.get("/v1/builds", params={"cursor": page["cursor"]})).json()
+    assert [entry["id"] for entry in rest["builds"]] == [build]
+    assert (await api.get("/v1/builds", params={"state": "failed"})).json()["builds"] == []
+
+
+async def test_an_idempotency_key_gives_the_first_build(api):
+    first = await api.post("/v1/builds", json=request_fields(), headers={"Idempotency-Key": "k"})
+    again = await api.post("/v1/builds", json=request_fields(), headers={"Idempotency-Key": "k"})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("POST", "/v1/builds", request_fields(priority=1000), 400, "priority"),
+        ("POST", "/v1/builds", [1], 400, "request"),
+        ("POST", "/v1/builds", request_fields(destinations=["elsewhere.example.com/x:1"]), 403, "policy.destinations"),
+        ("POST", "/v1/builds", request_fields(project="nope"), 404, "projects file"),
+        ("GET", "/v1/builds/nope", None, 404, "crabpot list"),
+        ("GET", "/v1/builds/nope/logs", None, 404, "crabpot list"),
+        ("POST", "/v1/builds/nope/cancel", None, 404, "crabpot list"),
+        ("GET", "/v1/builds?state=odd", None, 400, "queued"),
+        ("GET", "/v1/builds?limit=0", None, 400, "500"),
+        ("GET", "/nowhere", None, 404, "not part of the API"),
+        ("DELETE", "/v1/builds", None, 405, "not part of the API"),
+    ],
+)
+async def test_a_refusal_is_a_problem_that_says_what_to_do(api, method, path, body, status, said):
+    answer = await api.request(method, path, json=body)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in answer.json()["detail"]
+
+
+async def test_a_large_request_is_refused(api):
+    assert (await api.post("/v1/builds", content=b"x" * (2 << 20))).status_code == 413
+
+
+async def test_a_waiting_build_is_cancelled_at_once(api):
+    build = await submitted(api)
+    assert (await api.post(f"/v1/builds/{build}/cancel")).json()["state"] == "cancelled"
+    again = await api.post(f"/v1/builds/{build}/cancel")
+    assert again.status_code == 409
+    assert "ended already" in again.json()["detail"]
+
+
+async def test_a_running_builds_cancel_is_a_flag_that_is_due_at_once(api, ledger):
+    build = await submitted(api)
+    await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
+    for _ in range(2):
+        assert (await api.post(f"/v1/builds/{build}/cancel")).json()["state"] == "running"
+    record = await ledger.read(build)
+    assert record.cancel_requested is not None
+    assert await ledger.due() == [build]
+
+
+async def test_it_is_too_late_once_tags_are_moved(api, ledger):
+    build = await submitted(api)
+    running = await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
+    publishing = await ledger.transition(running, State.PUBLISHING, due=MINUTE)
+    await ledger.transition(publishing, State.PUBLISHING, due=MINUTE, moving_tags=True)
+    answer = await api.post(f"/v1/builds/{build}/cancel")
+    assert (answer.status_code, "too late" in answer.json()["detail"]) == (409, True)
+
+
+async def test_a_build_is_followed_to_its_end(api, ledger):
+    build = await submitted(api)
+    states = []
+    async with asyncio.timeout(10), api.stream("GET", f"/v1/builds/{build}", params={"follow": "1"}) as answer:
+        async for line in answer.aiter_lines():
+            states.append(json.loads(line)["state"])
+            record = await ledger.read(build)
+            if record.state is State.QUEUED:
+                await ledger.admit(MINUTE)
+            elif record.state is State.STARTING:
+                await ledger.transition(record, State.RUNNING, due=MINUTE)
+            elif record.state is State.RUNNING:
+                await ledger.transition(record, State.FAILED, due=None, reason=Reason.BUILD_FAILED)
+    assert (states[0], states[-1]) == ("queued", "failed")
+
+
+async def test_a_log_is_followed_over_a_retry_to_the_end(api, ledger):
+    build = await submitted(api)
+
+    async def live():
+        first = await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
+        await ledger.logs.append(build, 1, [Line(NOW, "one")])
+        await ledger.logs.append(build, 1, [], complete=True)
+        await ledger.transition(first, State.QUEUED, due=MINUTE, delay=timedelta(0))
+        while (second := await ledger.admit(MINUTE)) is None:
+            await asyncio.sleep(0.01)
+        await ledger.logs.append(build, 2, [Line(NOW, "two"), Line(NOW, "three")])
+        await ledger.transition(second, State.FAILED, due=None)
+        await ledger.logs.append(build, 2, [], complete=True)
+
+    async with asyncio.timeout(20), api.stream("GET", f"/v1/builds/{build}/logs", params={"follow": "1"}) as answer:
+        task = asyncio.create_task(live())
+        text = "".join([chunk async for chunk in answer.aiter_text()])
+        await task
+    assert text == "one\ntwo\nthree\n"
+    stored = await api.get(f"/v1/builds/{build}/logs", params={"attempt": 1, "timestamps": 1})
+    assert stored.text == "2026-11-23T12:00:00.000+00:00 one\n"
+    assert (await api.get(f"/v1/builds/{build}/logs")).text == "two\nthree\n"
+    assert (await api.get(f"/v1/builds/{build}/logs", params={"attempt": 9})).status_code == 404
+
+
+async def test_a_token_guards_everything_but_hooks_and_health(ledger, redis_url):
+    async with served(ledger, Settings(redis_url=redis_url, api_token="t0ken")) as client:
+        assert (await client.get("/v1/builds")).status_code == 401
+        assert (await client.get("/metrics")).status_code == 401
+        assert (await client.get("/v1/builds", headers={"Authorization": "Bearer wrong"})).status_code == 401
+        assert (await client.get("/v1/builds", headers={"Authorization": "Bearer t0ken"})).status_code == 200
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.post("/webhooks/github")).status_code == 400
+    assert "t0ken" not in repr(Settings(api_token="t0ken"))
+
+
+async def test_without_a_token_only_loopback_names_are_answered(api):
+    assert (await api.get("/v1/builds", headers={"Host": "evil.example.com"})).status_code == 403
+    assert (await api.get("/v1/builds", headers={"Host": "localhost:8080"})).status_code == 200
+
+
+async def test_metrics_tell_of_the_ledger(api, ledger):
+    await submitted(api)
+    await submitted(api)
+    await ledger.admit(MINUTE)
+    text = (await api.get("/metrics")).text
+    for line in (
+        'crabpot_builds{state="queued"} 1.0',
+        'crabpot_builds{state="starting"} 1.0',
+        "crabpot_slots_taken 1.0",
+        "crabpot_leader 0.0",
+    ):
+        assert line in text
+    assert 'crabpot_http_request_seconds_count{method="POST",route="/v1/builds",status="201"}' in text
+
+
+async def test_readiness_is_redis_s(own_redis, projects):
+    ledger = Ledger.open(Settings(redis_url=own_redis.url))
+    await ledger.store_projects(projects)
+    async with served(ledger, Settings(redis_url=own_redis.url)) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        await ledger.connection.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        unfit = await client.get("/readyz")
+        assert (unfit.status_code, "noeviction" in unfit.text) == (503, True)
+        own_redis.kill()
+        away = await client.post("/v1/builds", json=request_fields())
+        assert (away.status_code, away.headers["retry-after"]) == (503, "5")
+        assert (await client.get("/healthz")).status_code == 200
+    await ledger.close()
