@@ -7,29 +7,34 @@ watcher as processes of their own, a Redis with AOF. The baseline is one asyncio
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import kubernetes_asyncio as kubernetes
+import kubernetes_asyncio.config
+import kubernetes_asyncio.watch
 
 from bench.figure import Figure, interleaved, spread
+from bench.product import counting_api, product
 from bench.servers import redis_with_aof
 from ledger.build import Build, BuildRequest, State
-from ledger.projects import parse_projects
 from ledger.settings import Settings
 from ledger.store import Ledger
 from ledger.submission import draft
 from producer.submit import submit_build_async, wait_for_build_async
 from worker.cluster.manifest import pod_manifest
 from worker.kaniko import launch
+from worker.registry.client import RegistryClient
+from worker.registry.credentials import Anonymous
 
-COUNT, AT_ONCE, PAIRS = 40, 8, 5
+COUNT, AT_ONCE, PAIRS, SAMPLES = 40, 8, 5, 300
 NAMESPACE = "crabpot-bench"
 REGISTRY = os.environ.get("CLUSTER_REGISTRY", "")
 PROJECTS = f"""
@@ -63,14 +68,22 @@ def measure() -> list[Figure]:
         print("the figures on the cluster are left out: KUBECONFIG and CLUSTER_REGISTRY name none", file=sys.stderr)
         return []
     _prepare()
-    with redis_with_aof() as url, _product(url):
+    with redis_with_aof() as url, counting_api() as api:
         numbers = iter(range(1_000_000))
-        ours = lambda: asyncio.run(_ours(url, numbers))  # noqa: E731
-        baseline = lambda: asyncio.run(_bare(numbers))  # noqa: E731
-        baseline()
-        ours()
-        ratio, mine, theirs = interleaved(PAIRS, ours, baseline)
-    return [Figure("40 builds, 8 at once, wall time", ratio, 1.15, detail=f"{spread(mine)} s against {spread(theirs)} s")]
+        with product(url, PROJECTS, NAMESPACE, api.kubeconfig):
+            asyncio.run(ours(url, numbers))
+            counted = api.requests()
+            asyncio.run(ours(url, numbers))
+            requests = (api.requests() - counted) / COUNT
+        with product(url, PROJECTS, NAMESPACE, os.environ["KUBECONFIG"]):
+            asyncio.run(_bare(numbers))
+            ratio, mine, theirs = interleaved(PAIRS, lambda: asyncio.run(ours(url, numbers)), lambda: asyncio.run(_bare(numbers)))
+            latency = asyncio.run(_latency(url, numbers))
+    return [
+        Figure("40 builds, 8 at once, wall time", ratio, 1.15, detail=f"{spread(mine)} s against {spread(theirs)} s"),
+        Figure("API requests a build", requests, 4.2, "requests"),
+        latency,
+    ]
 
 
 def _prepare() -> None:
@@ -82,35 +95,7 @@ def _prepare() -> None:
     )  # fmt: skip
 
 
-@contextmanager
-def _product(url: str) -> Iterator[tuple[int, int]]:
-    """Worker and watcher as shipped; their process ids."""
-    environment = os.environ | {
-        "CRABPOT_REDIS_URL": url,
-        "CRABPOT_NAMESPACE": NAMESPACE,
-        "CRABPOT_KUBECONFIG": os.environ["KUBECONFIG"],
-        "CRABPOT_EXECUTOR_IMAGE": os.environ["CLUSTER_KANIKO_IMAGE"],
-        "CRABPOT_LOG_LEVEL": "warning",
-    }
-    asyncio.run(_store(url))
-    python = Path(sys.executable).parent
-    worker = subprocess.Popen([python / "celery", "--app", "worker.app", "worker", "--without-mingle", "--without-gossip"], env=environment, stdout=subprocess.DEVNULL)
-    watcher = subprocess.Popen([python / "crabpot", "watch"], env=environment)
-    try:
-        yield worker.pid, watcher.pid
-    finally:
-        for process in (worker, watcher):
-            process.terminate()
-            process.wait(40)
-
-
-async def _store(url: str) -> None:
-    ledger = Ledger.open(Settings(redis_url=url))
-    await ledger.store_projects(parse_projects(PROJECTS))
-    await ledger.close()
-
-
-async def _ours(url: str, numbers: Iterator[int]) -> float:
+async def ours(url: str, numbers: Iterator[int]) -> float:
     """Seconds from the first submit to the last build's success."""
     ledger = Ledger.open(Settings(redis_url=url))
     start = time.perf_counter()
@@ -135,7 +120,9 @@ async def _bare(numbers: Iterator[int]) -> float:
         return time.perf_counter() - start
 
 
-async def _bare_build(core: Any, gate: asyncio.Semaphore, number: int, ended: dict[str, asyncio.Event], logs: list[asyncio.Task[Any]]) -> None:
+async def _bare_build(
+    core: Any, gate: asyncio.Semaphore, number: int, ended: dict[str, asyncio.Event], logs: list[asyncio.Task[Any]]
+) -> None:
     build = draft(request(number)).build.model_copy(update={"attempt": 1})
     said = launch(build, "linux/amd64", namespace=NAMESPACE, executor_image=os.environ["CLUSTER_KANIKO_IMAGE"], memory="2Gi")
     body = pod_manifest(said)
@@ -167,7 +154,9 @@ async def _watched(api: Any) -> AsyncIterator[dict[str, asyncio.Event]]:
     version = (await core.list_namespaced_pod(NAMESPACE)).metadata.resource_version
 
     async def watch() -> None:
-        async for change in kubernetes.watch.Watch().stream(core.list_namespaced_pod, NAMESPACE, resource_version=version, timeout_seconds=300):
+        async for change in kubernetes.watch.Watch().stream(
+            core.list_namespaced_pod, NAMESPACE, resource_version=version, timeout_seconds=300
+        ):
             pod = change["raw_object"]
             name = pod["metadata"]["name"]
             for status in pod.get("status", {}).get("containerStatuses", []):
@@ -179,6 +168,60 @@ async def _watched(api: Any) -> AsyncIterator[dict[str, asyncio.Event]]:
     task = asyncio.create_task(watch())
     yield events
     task.cancel()
+
+
+async def _latency(url: str, numbers: Iterator[int]) -> Figure:
+    """p95 of: the bare watch sees a container ended -> its build's `finished` event is in the stream, less the registry's part."""
+    ledger = Ledger.open(Settings(redis_url=url))
+    seen, told = {}, {}
+    await kubernetes.config.load_kube_config(os.environ["KUBECONFIG"])
+    async with kubernetes.client.ApiClient() as api:
+        core = kubernetes.client.CoreV1Api(api)
+        version = (await core.list_namespaced_pod(NAMESPACE)).metadata.resource_version
+
+        async def watch() -> None:
+            async for change in kubernetes.watch.Watch().stream(
+                core.list_namespaced_pod, NAMESPACE, resource_version=version, timeout_seconds=3000
+            ):
+                pod = change["raw_object"]
+                build = pod["metadata"]["labels"].get("crabpot.dev/build")
+                if build and any("terminated" in status["state"] for status in pod.get("status", {}).get("containerStatuses", [])):
+                    seen.setdefault(build, time.perf_counter())
+
+        async def listen() -> None:
+            last = await ledger.last_event()
+            while len(told) < SAMPLES:
+                for entry, text in await ledger.events(last):
+                    last = entry
+                    if b'"type":"dev.cdevents.build.finished' in text:
+                        told[json.loads(text)["data"]["customData"]["build"]] = time.perf_counter()
+
+        watching, listening = asyncio.create_task(watch()), asyncio.create_task(listen())
+        await asyncio.sleep(0)
+        builds = [await submit_build_async(request(next(numbers)), ledger=ledger) for _ in range(SAMPLES)]
+        async with asyncio.timeout(600):
+            await listening
+        watching.cancel()
+    registry = await _confirmation(await ledger.read(builds[-1].id))
+    await ledger.close()
+    delays = sorted(told[build.id] - seen[build.id] for build in builds if build.id in seen)
+    p95, p50 = delays[int(len(delays) * 0.95)] - registry, statistics.median(delays) - registry
+    detail = f"p50 {p50 * 1000:.0f} ms; the registry's confirmation, {registry * 1000:.0f} ms, taken off; {len(delays)} samples"
+    return Figure("container ended -> finished event, p95", p95 * 1000, 150, "ms", detail=detail)
+
+
+async def _confirmation(build: Build) -> float:
+    """Seconds that a finish spends asking the registry: resolve and size, the median of 40."""
+    client = RegistryClient(Anonymous(), insecure=frozenset({REGISTRY}))
+    image = build.request.images[0].with_digest(build.digest or "")
+    took = []
+    for _ in range(40):
+        start = time.perf_counter()
+        await client.resolve(image)
+        await client.image_size(image)
+        took.append(time.perf_counter() - start)
+    await client.aclose()
+    return statistics.median(took)
 
 
 if __name__ == "__main__":

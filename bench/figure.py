@@ -43,5 +43,3 @@ def interleaved(pairs: int, ours: Callable[[], float], baseline: Callable[[], fl
 
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.4g} [{min(values):.4g} .. {max(values):.4g}]"
-
-

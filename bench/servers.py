@@ -22,7 +22,21 @@ def redis_with_aof() -> Iterator[str]:
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         server = subprocess.Popen(
-            ["redis-server", "--port", str(port), "--dir", folder, "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction", "--save", ""],
+            [
+                "redis-server",
+                "--port",
+                str(port),
+                "--dir",
+                folder,
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                "everysec",
+                "--maxmemory-policy",
+                "noeviction",
+                "--save",
+                "",
+            ],
             stdout=subprocess.DEVNULL,
         )
         try:

@@ -1,0 +1,121 @@
+"""Memory of watcher and worker above idle: a thousand builds in flight on the crowd's nodes, then real pods with followed logs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.figure import Figure
+from bench.product import product
+from bench.servers import redis_with_aof
+from ledger.build import BuildRequest, State
+from ledger.settings import Settings
+from ledger.store import Ledger
+from producer.submit import submit_build_async
+
+CROWD, FOLLOWED = 1000, 40
+NAMESPACE = "crabpot-bench"
+REGISTRY = os.environ.get("CLUSTER_REGISTRY", "")
+PROJECTS = f"""
+version: 1
+limits: {{max_builds: {CROWD + FOLLOWED}}}
+projects:
+  bench:
+    namespace: {NAMESPACE}
+    policy: {{destinations: ["{REGISTRY}/bench/**"], config_maps: [talking], node_labels: [crowd], tolerations: [crowd], insecure_registries: ["{REGISTRY}"]}}
+    registries: {{"{REGISTRY}": {{insecure: true}}}}
+"""
+_DOCKERFILE = f"FROM {REGISTRY}/base/busybox:1\nRUN i=0; while [ $i -lt 600 ]; do echo line $i; i=$((i+1)); sleep 0.1; done\n"
+
+
+def measure() -> list[Figure]:
+    if not REGISTRY or "KUBECONFIG" not in os.environ:
+        print("the memory figures are left out: KUBECONFIG and CLUSTER_REGISTRY name no cluster", file=sys.stderr)
+        return []
+    subprocess.run(["kubectl", "create", "namespace", NAMESPACE], capture_output=True, check=False)
+    config = ["kubectl", "--namespace", NAMESPACE, "create", "configmap", "talking", f"--from-literal=Dockerfile={_DOCKERFILE}"]
+    subprocess.run(config, capture_output=True, check=False)
+    with redis_with_aof() as url, product(url, PROJECTS, NAMESPACE, os.environ["KUBECONFIG"]) as processes:
+        idle = asyncio.run(_after(url, processes, [_request(0)], warm=True))
+        crowd = asyncio.run(_after(url, processes, [_crowd(number) for number in range(CROWD)]))
+        followed = asyncio.run(_after(url, processes, [_request(number) for number in range(1, FOLLOWED + 1)]))
+    _clear()
+    return [
+        Figure(
+            f"memory above idle with {CROWD} builds in flight",
+            (crowd - idle) / 2**20,
+            64,
+            "MiB",
+            detail=f"idle {idle / 2**20:.0f} MiB in two processes",
+        ),
+        Figure("memory a followed pod", (followed - crowd) / 2**20 / FOLLOWED, 0.5, "MiB", detail=f"{FOLLOWED} real pods"),
+    ]
+
+
+async def _after(url: str, processes: tuple[int, int], requests: list[BuildRequest], *, warm: bool = False) -> int:
+    """Submit, wait until all of them run, let things settle; the processes' memory then."""
+    ledger = Ledger.open(Settings(redis_url=url))
+    before = (await ledger.count())[State.RUNNING]
+    for wanted in requests:
+        await submit_build_async(wanted, ledger=ledger)
+    async with asyncio.timeout(300):
+        while (await ledger.count())[State.RUNNING] < before + len(requests):
+            await asyncio.sleep(0.5)
+        if warm:
+            while (await ledger.count())[State.RUNNING]:
+                await asyncio.sleep(0.5)
+    await asyncio.sleep(5)
+    await ledger.close()
+    return sum(_memory(process) for process in processes)
+
+
+def _memory(process: int) -> int:
+    """Bytes resident and not shared (PSS)."""
+    rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:"))) * 1024
+
+
+def _request(number: int) -> BuildRequest:
+    return BuildRequest.parse(
+        {
+            "project": "bench",
+            "source": {"kind": "config_map", "config_map": "talking"},
+            "destinations": [f"{REGISTRY}/bench/talking:1.0.{number}"],
+            "registries": {"insecure": [REGISTRY]},
+            "resources": {"memory": "200Mi"},
+            "deadlines": {"running": "20s"} if number == 0 else {},
+        }
+    )
+
+
+def _crowd(number: int) -> BuildRequest:
+    return BuildRequest.parse(
+        {
+            "project": "bench",
+            "source": {"kind": "config_map", "config_map": "talking"},
+            "destinations": [f"{REGISTRY}/bench/crowd:1.0.{number}"],
+            "placement": {"node_selector": {"crowd": "true"}, "tolerations": [{"key": "crowd", "operator": "Exists"}]},
+            "identity": {"annotations": {"crowd/run": "24h"}},
+        }
+    )
+
+
+def _clear() -> None:
+    """The crowd's pods run for ever and hold our finalizer: take both away."""
+    kubectl = ["kubectl", "--namespace", NAMESPACE]
+    names = subprocess.run([*kubectl, "get", "pods", "-o", "name"], capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run([*kubectl, "delete", "pods", "--all", "--wait=false"], capture_output=True, check=False)
+    time.sleep(1)
+    for name in names:
+        subprocess.run(
+            [*kubectl, "patch", name, "--type=merge", "--patch", '{"metadata":{"finalizers":null}}'], capture_output=True, check=False
+        )
+
+
+if __name__ == "__main__":
+    for figure in measure():
+        print(figure.say())
