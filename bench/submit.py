@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -40,22 +43,33 @@ def measure() -> list[Figure]:
         payload = request.to_json()
         commits = count(1)
 
-        def ours() -> float:
-            start = time.perf_counter()
-            for _ in range(COUNT):
-                producer.submit_build(_at(next(commits), given))
-            return COUNT / (time.perf_counter() - start)
+        def ours(threads: int) -> float:
+            return _rate(threads, lambda: producer.submit_build(_at(next(commits), given)))
 
-        def baseline() -> float:
-            start = time.perf_counter()
-            for _ in range(COUNT):
-                empty(args=[payload])
-            return COUNT / (time.perf_counter() - start)
+        def baseline(threads: int) -> float:
+            return _rate(threads, lambda: empty(args=[payload]))
 
         producer.submit_build(given)
         empty(args=[payload])
-        ratio, mine, theirs = interleaved(5, ours, baseline)
-    return [Figure("submit_build() a second", ratio, 0.5, more_is_better=True, detail=f"{spread(mine)} against {spread(theirs)} a second")]
+        figures = []
+        for threads in (1, 8):
+            ratio, mine, theirs = interleaved(5, partial(ours, threads), partial(baseline, threads))
+            name = f"submit_build() a second, {threads} {'thread' if threads == 1 else 'threads'}"
+            figures.append(Figure(name, ratio, 0.5, more_is_better=True, detail=f"{spread(mine)} against {spread(theirs)} a second"))
+    return figures
+
+
+def _rate(threads: int, call: Callable[[], object]) -> float:
+    """Calls a second of so many threads of this process."""
+
+    def work(_: int) -> None:
+        for _ in range(COUNT // threads):
+            call()
+
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(work, range(threads)))
+        return COUNT / (time.perf_counter() - start)
 
 
 def _at(number: int, given: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,8 @@ from tests.e2e.harness_images import Image
 T = TypeVar("T")
 CHART = ROOT / "deploy/helm/crabpot"
 BIN = Path(sys.executable).parent
+GRACE = 30
+"""Seconds: the chart's terminationGracePeriodSeconds."""
 COMMANDS = {
     "worker": [str(BIN / "celery"), "--app", "worker.app", "worker", "--loglevel", "info", "--without-mingle", "--without-gossip"],
     "watch": [str(BIN / "crabpot"), "watch"],
@@ -64,12 +67,15 @@ class Process:
         self._process.wait(10)
 
     def stop(self) -> None:
+        """As Kubernetes does it. A process that does not end in its grace is a fault; it is made to tell where it hangs."""
         if self.alive:
             self._process.terminate()
             try:
-                self._process.wait(20)
+                self._process.wait(GRACE)
             except subprocess.TimeoutExpired:
-                self.kill()
+                self._process.send_signal(signal.SIGABRT)
+                self._process.wait(10)
+                raise AssertionError(f"{self.name} did not end within {GRACE} s of SIGTERM:\n{self.tail(200)}") from None
 
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -147,6 +153,7 @@ class Crabpot:
             "PATH": f"{BIN}:/usr/bin:/bin",
             "HOME": str(self.folder),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
             "CRABPOT_REDIS_URL": self.settings.redis_url,
             "CRABPOT_PREFIX": self.settings.prefix,
             "CRABPOT_NAMESPACE": self.namespace,
@@ -188,19 +195,31 @@ class Crabpot:
             return False
 
     def stop(self, *names: str) -> None:
-        for name in names or tuple(self.processes):
-            if name in self.processes:
-                self.processes.pop(name).stop()
+        stopping = [self.processes.pop(name) for name in names or tuple(self.processes) if name in self.processes]
+        hung = []
+        for process in stopping:
+            try:
+                process.stop()
+            except AssertionError as error:
+                hung.append(error)
+        if hung:
+            raise hung[0]
 
     def kill(self, name: str) -> None:
         self.processes.pop(name).kill()
 
     def close(self) -> None:
-        self.stop()
-        self._loop.run(self._ledger.close())
-        self._loop.close()
+        try:
+            self.stop()
+        finally:
+            self._loop.run(self._ledger.close())
+            self._loop.close()
+            self._release_pods()
+
+    def _release_pods(self) -> None:
+        """Nobody is left to take our finalizer off, and the namespace could not go."""
         left = self.cluster.kubectl("--namespace", self.namespace, "get", "pods", "--output", "name").split()
-        for pod in left:  # nobody is left to take their finalizers off
+        for pod in left:
             release = ("--type", "merge", "--patch", '{"metadata":{"finalizers":null}}')
             self.cluster.kubectl("--namespace", self.namespace, "patch", pod, *release, missing_ok=True)
 

@@ -12,6 +12,7 @@ import pytest
 from ledger.build import ATTEMPT_LABEL, Build, Reason, State
 from ledger.errors import ClusterUnavailable, LaunchRefused, NoRoom, TooLate, VersionConflict
 from ledger.events import EventType, event
+from producer.cancel import cancel_build
 from producer.submit import submit_build_async
 from tests.requests import COMMIT, request_fields
 from worker.admission import dispatch
@@ -20,6 +21,7 @@ from worker.finish import finish
 from worker.launch import start
 
 RUNNING, PUBLISHING, SUCCEEDED, FAILED, QUEUED = State.RUNNING, State.PUBLISHING, State.SUCCEEDED, State.FAILED, State.QUEUED
+CANCELLED = State.CANCELLED
 
 
 async def submit(site, registry, *, commit: str = COMMIT, tags: tuple[str, ...] = ("latest",), **changes) -> Build:
@@ -333,6 +335,74 @@ async def test_6_a_refused_change_tells_nothing(site, registry):
     with pytest.raises(TooLate):
         await site.ledger.transition(admitted, FAILED, due=None, events=[event(EventType.FINISHED, admitted)])
     assert await events_of(site, build.id) == ["queued", "finished"]
+
+
+# 7. Cancelling
+
+
+async def test_7_a_waiting_build_ends_at_once(site, registry):
+    build = await submit(site, registry)
+    assert (await cancel_build(site.ledger, build.id)).state is CANCELLED
+    await dispatch(site.place)
+    assert not site.cluster.live
+    assert await events_of(site, build.id) == ["queued", "cancelled", "finished"]
+
+
+async def test_7_between_admission_and_start(site, registry):
+    await site.lead()
+    build = await submit(site, registry)
+    admitted = await site.ledger.admit(timedelta(seconds=60))
+    assert (await cancel_build(site.ledger, build.id)).state is State.STARTING
+    assert len(await site.ledger.slots()) == 1  # a create may still be on its way
+    await start(site.place, admitted)  # and here it comes
+    ended = await site.reaches(build.id, CANCELLED)
+    assert await site.ledger.slots() == {}
+    assert ended.reason is Reason.CANCELLED
+
+
+async def test_7_while_it_runs(site, registry):
+    await site.lead()
+    build, pod = await started(site, registry)
+    await site.cluster.run(pod)
+    await site.reaches(build.id, RUNNING)
+    await cancel_build(site.ledger, build.id)
+    assert (await site.ledger.read(build.id)).state is RUNNING
+    for due in await site.ledger.due():
+        await site.reconciler.look_at(due)
+    await site.reaches(build.id, CANCELLED)
+    assert await site.ledger.slots() == {}
+    assert await events_of(site, build.id) == ["queued", "started", "cancelrequested", "cancelled", "finished"]
+
+
+async def test_7_it_wins_over_a_success_until_tags_are_moved(site, registry):
+    await site.lead()
+    build, pod = await started(site, registry)
+    await site.cluster.end(pod, message=push(registry, build))
+    await site.reaches(build.id, PUBLISHING)
+    await cancel_build(site.ledger, build.id)
+    await finish(site.place, build.id)
+    assert (await site.ledger.read(build.id)).state is CANCELLED
+
+    late, late_pod = await started(site, registry, commit="e" * 40)
+    await site.cluster.end(late_pod, message=push(registry, late))
+    record = await site.reaches(late.id, PUBLISHING)
+    await site.ledger.transition(record, PUBLISHING, due=timedelta(0), moving_tags=True)
+    with pytest.raises(TooLate, match="too late"):
+        await cancel_build(site.ledger, late.id)
+    await finish(site.place, late.id)
+    assert (await site.ledger.read(late.id)).state is SUCCEEDED
+
+
+async def test_7_a_waiting_retry_is_cancelled_for_good(site, registry):
+    await site.lead()
+    build, pod = await started(site, registry)
+    await site.cluster.end(pod, exit_code=1, message=None, reason="Evicted", disrupted=True)
+    await site.reaches(build.id, PUBLISHING)
+    await finish(site.place, build.id)
+    await site.reaches(build.id, QUEUED)
+    assert (await cancel_build(site.ledger, build.id)).state is CANCELLED
+    await dispatch(site.place)
+    assert (await site.ledger.read(build.id)).state is CANCELLED
 
 
 # 10. No secrets
