@@ -21,7 +21,7 @@ DOCKERFILE = """FROM {registry}/base/busybox:1
 ARG GREETING
 ENV GREETING=$GREETING
 COPY page.txt /page.txt
-RUN echo "the page says $(cat /page.txt)" && sleep 2
+RUN echo "built to say $GREETING" && sleep 2
 """
 
 
@@ -101,7 +101,7 @@ def test_the_stream_tells_the_build_s_life_in_order(crabpot: Crabpot, pushed: Pu
 
 
 def test_the_log_is_told_over_rest(server: Server, pushed: Pushed) -> None:
-    assert "the page says one" in server.get(f"/v1/builds/{pushed.build.id}/logs").raise_for_status().text
+    assert "built to say hello from the forge" in server.get(f"/v1/builds/{pushed.build.id}/logs").raise_for_status().text
 
 
 def test_the_command_line_on_another_machine(server: Server, pushed: Pushed) -> None:
@@ -110,7 +110,7 @@ def test_the_command_line_on_another_machine(server: Server, pushed: Pushed) -> 
     shown = server.cli("show", "--json", pushed.build.id)
     assert json.loads(shown.stdout)["digest"] == pushed.build.digest, shown.stderr
     assert pushed.build.id in server.cli("list").stdout
-    assert "the page says one" in server.cli("logs", pushed.build.id).stdout
+    assert "built to say hello from the forge" in server.cli("logs", pushed.build.id).stdout
 
 
 def test_the_next_push_moves_the_mutable_tags_and_no_other(crabpot: Crabpot, server: Server, app: Repository, pushed: Pushed) -> None:

@@ -175,16 +175,21 @@ async def test_2_a_late_pod_of_an_earlier_attempt_is_deleted_and_never_counts(si
     await site.cluster.end(pod, exit_code=1, message=None, reason="Evicted", disrupted=True)
     await site.reaches(build.id, PUBLISHING)
     await finish(site.place, build.id)  # the registry knows nothing: again
-    record = await site.reaches(build.id, QUEUED)
-    assert record.reason is Reason.EVICTED
+    assert (await site.reaches(build.id, QUEUED)).reason is Reason.EVICTED
     async with asyncio.timeout(5):
         while pod in site.cluster.live:
             await asyncio.sleep(0.01)
-    await site.cluster.launch(late)  # a paused worker wakes up
+    await site.ledger.connection.command("ZADD", site.ledger.connection.keys.delayed, 0, build.id)
+    await dispatch(site.place)
+    second = await site.ledger.read(build.id)
+    assert (second.state, second.attempt) == (State.STARTING, 2)
+    await site.cluster.launch(late)  # a paused worker wakes up, and its pod succeeds
+    await site.cluster.end(pod, message=push(registry, build, attempt=1))
     async with asyncio.timeout(5):
         while pod in site.cluster.live:
             await asyncio.sleep(0.01)
-    assert (await site.ledger.read(build.id)).version == record.version
+    assert await site.ledger.read(build.id) == second
+    assert len(await site.ledger.slots()) == 1
 
 
 # 3. Limits
