@@ -41,7 +41,7 @@ test: system venv lint ## lint, then the unit, integration and fault tests
 
 .PHONY: e2e
 e2e: system venv ## the main job on the cluster that KUBECONFIG names
-	$(BIN)/pytest tests/e2e
+	CRABPOT_E2E=1 $(BIN)/pytest tests/e2e tests/unit/test_chart.py
 
 .PHONY: bench
 bench: system venv ## every figure of bench/, each against a baseline in the same run

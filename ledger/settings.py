@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     """A build's CPU where neither request nor project says."""
     memory: Memory | None = "2Gi"
     """A build's memory where neither request nor project says."""
-    start_timeout: Duration = "60s"
+    start_timeout: Duration = "15s"
     """How long a `starting` build may be without a pod before its start is repeated."""
     node_lost_timeout: Duration = "10m"
     """How long a pod on an unreachable node is waited for before the attempt is given up."""

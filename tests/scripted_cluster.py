@@ -32,6 +32,7 @@ class ScriptedCluster:
         self.live: dict[PodName, Pod] = {}
         self.launches: dict[PodName, Launch] = {}
         self.lines: dict[PodName, list[str]] = {}
+        self.explanations: dict[PodName, tuple[str, str]] = {}
         self.troubles: list[tuple[Exception, bool]] = []
         self.created: Counter[PodName] = Counter()
         self.deleted: list[PodName] = []
@@ -91,6 +92,9 @@ class ScriptedCluster:
     async def delete(self, pod: PodName, uid: str, grace: timedelta) -> None:
         self.deleted.append(pod)
         await self._alter(pod, uid, deleting=True)
+
+    async def explain(self, pod: PodName, uid: str) -> tuple[str, str] | None:
+        return self.explanations.get(pod)
 
     async def close(self) -> None:
         pass

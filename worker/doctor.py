@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 import click
@@ -99,15 +99,23 @@ async def _cluster(settings: Settings, cluster: Cluster, namespaces: list[str]) 
         )
         return
     check_rights = getattr(cluster, "check_rights", None)  # a cluster without accounts has no rights to look at
-    for namespace in namespaces if check_rights else ():
-        assert check_rights is not None
-        missing = await check_rights(namespace)
-        yield Finding(
-            f"rights in {namespace}",
-            not missing,
-            f"missing: {', '.join(missing)}" if missing else "all there",
-            "bind the Roles of deploy/helm/crabpot to this account",
-        )
+    if check_rights is not None:
+        for namespace in namespaces:
+            yield await _rights(check_rights, namespace)
+
+
+async def _rights(check_rights: Callable[..., Awaitable[list[str]]], namespace: str) -> Finding:
+    """An account is well when it may do all that one of the processes does; each has an account of its own."""
+    from worker.cluster.kubernetes import WATCH_RIGHTS, WORKER_RIGHTS
+
+    missing = {"worker": await check_rights(namespace, WORKER_RIGHTS), "watch": await check_rights(namespace, WATCH_RIGHTS)}
+    enough = [role for role, lacking in missing.items() if not lacking]
+    found = (
+        f"enough for {' and '.join(enough)}"
+        if enough
+        else "; ".join(f"{role} lacks {', '.join(lacking)}" for role, lacking in missing.items())
+    )
+    return Finding(f"rights in {namespace}", bool(enough), found, "bind the Roles of deploy/helm/crabpot to this account")
 
 
 async def _registries(registries: Registries, projects: dict[str, ProjectSettings]) -> AsyncIterator[Finding]:

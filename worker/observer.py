@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -35,6 +36,8 @@ _TAIL_PATIENCE = timedelta(seconds=5)
 _CANCEL_GRACE = timedelta(seconds=2)
 _HOPELESS_GRACE = {Reason.UNSCHEDULABLE: 20.0, Reason.IMAGE_PULL: 60.0, Reason.CONFIG_ERROR: 5.0}
 """Seconds that a pod may stay unable to start, by what keeps it: some of it mends itself."""
+_SILENCE = 10.0
+"""Seconds after which a pod that has not started and does not say why is asked about: a missing mounted Secret is told by an event only."""
 _BUSY = timedelta(seconds=10)
 
 
@@ -75,7 +78,7 @@ class Observer:
         present = {pod.name for pod in snapshot.pods}
         for name, pod in list(self.pods.items()):
             if name not in present:
-                self.see(Pod(**{field: getattr(pod, field) for field in Pod.__slots__ if field != "phase"}, phase=Phase.GONE))
+                self.see(replace(pod, phase=Phase.GONE))
         for pod in snapshot.pods:
             self.see(pod)
         self.synced.set()
@@ -170,8 +173,10 @@ class Observer:
 
     async def consider_pending(self, build: Build, pod: Pod) -> None:
         """A pod that has not started: is there any hope?"""
-        result = pending(pod)
         age = (datetime.now(UTC) - (pod.created or build.updated)).total_seconds()
+        result = pending(pod)
+        if result is None and age > _SILENCE and (told := await self._place.cluster.explain(pod.name, pod.uid)):
+            result = pending(replace(pod, reason=told[0], detail=told[1]))
         if result is None or result.reason is None:
             return
         grace = _HOPELESS_GRACE.get(result.reason, 0.0)

@@ -186,6 +186,14 @@ def test_a_secret_that_does_not_exist(crabpot: Crabpot) -> None:
     assert '"absent" not found' in str(record.message)
 
 
+def test_a_secret_that_does_not_exist_and_is_mounted(crabpot: Crabpot) -> None:
+    source = crabpot.config_map("no-mount", {"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"})
+    absent = {"docker_config": {"secret": "absent", "key": "config.json"}}
+    record = crabpot.wait(crabpot.submit(crabpot.request("no-mount", source=source, secrets=absent)))
+    assert (record.state, record.reason) == (State.FAILED, Reason.CONFIG_ERROR), crabpot.tell(record.id)
+    assert '"absent" not found' in str(record.message)
+
+
 def test_a_build_that_runs_out_of_memory_is_given_twice_as_much(crabpot: Crabpot) -> None:
     if not crabpot.cluster.real:
         pytest.skip("the stand-in's own memory is another; real Kaniko only")

@@ -157,7 +157,7 @@ def test_the_api_asks_for_its_token(crabpot: Crabpot) -> None:
     ("account", "allowed"),
     [
         ("worker", {"create pods", "get pods", "get secrets:worker-login"}),
-        ("watch", {"list pods", "watch pods", "patch pods", "delete pods", "get pods/log"}),
+        ("watch", {"list pods", "watch pods", "patch pods", "delete pods", "get pods/log", "list events"}),
         ("serve", set[str]()),
     ],
 )

@@ -64,7 +64,12 @@ class LedgerMachine(RuleBasedStateMachine):
             admitted = self.run(self.ledger.admit(HOUR))
             assert admitted is None or (admitted.state is State.STARTING and before < self.limit)
 
-    @rule(build=builds, state=st.sampled_from(list(State)), wait=st.sampled_from([None, timedelta(0), HOUR]), stale=st.sampled_from([0, 0, 0, 1]))
+    @rule(
+        build=builds,
+        state=st.sampled_from(list(State)),
+        wait=st.sampled_from([None, timedelta(0), HOUR]),
+        stale=st.sampled_from([0, 0, 0, 1]),
+    )
     def move(self, build: str, state: State, wait: timedelta | None, stale: int) -> None:
         if build not in self.known:
             return

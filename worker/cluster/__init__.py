@@ -162,6 +162,10 @@ class Cluster(Protocol):
         """Ask for its end; it is GONE only once released too. A pod that is gone, or has another uid, is no error."""
         ...
 
+    async def explain(self, pod: PodName, uid: str) -> tuple[str, str] | None:
+        """Why a pod does not start, where its state does not tell: (the cluster's word, its sentence). None where nothing is known."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections. Running pods run on."""
         ...

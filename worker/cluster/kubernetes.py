@@ -28,7 +28,7 @@ from worker.cluster.watching import Pace, follow, lines_of
 READABLE = "crabpot.dev/readable"
 """The label by which a Secret's owner lets workers read it."""
 WORKER_RIGHTS = (("create", "pods", ""), ("get", "pods", ""))
-WATCH_RIGHTS = (*((verb, "pods", "") for verb in ("list", "watch", "patch", "delete")), ("get", "pods", "log"))
+WATCH_RIGHTS = (*((verb, "pods", "") for verb in ("list", "watch", "patch", "delete")), ("get", "pods", "log"), ("list", "events", ""))
 """(verb, resource, subresource) that each process's account needs in every namespace of builds."""
 _PAGE = 500
 

@@ -139,6 +139,9 @@ class LocalCluster:
                 folder.release()
                 folder.remove_if_done(self._staging)
 
+    async def explain(self, pod: PodName, uid: str) -> tuple[str, str] | None:  # noqa: ARG002 - a folder tells all that there is
+        return None
+
     async def delete(self, pod: PodName, uid: str, grace: timedelta) -> None:
         with _translated(f"delete {pod}"), self._life(pod, uid) as folder:
             if folder:
