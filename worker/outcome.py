@@ -119,7 +119,8 @@ def _told_by_cluster(pod: Pod) -> tuple[Reason, str] | None:
 def _never_started(pod: Pod) -> tuple[Reason, str] | None:
     """Why a container did not start, by the reason that the cluster gives for waiting."""
     reason = pod.reason or ""
-    if reason in ("CreateContainerConfigError", "FailedMount"):
+    # A mount fails for many reasons that pass (a claim that is not bound yet); what is not there is a mistake in the request.
+    if reason == "CreateContainerConfigError" or (reason == "FailedMount" and "not found" in (pod.detail or "")):
         return Reason.CONFIG_ERROR, f"the pod names something that its namespace has not; create it, or mend the request{_say(pod)}"
     if reason in ("InvalidImageName", "ErrImageNeverPull"):
         return Reason.CONFIG_ERROR, f"the executor's image cannot be used: mend CRABPOT_EXECUTOR_IMAGE{_say(pod)}"
