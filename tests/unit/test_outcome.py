@@ -210,6 +210,12 @@ def test_pending_by_word(word: str, reason: Reason | None) -> None:
     assert (found and found.reason) == reason
 
 
+def test_a_mount_of_what_is_not_there_is_a_mistake() -> None:
+    found = pending(replace(pod("config-error"), reason="FailedMount", detail='MountVolume.SetUp failed: secret "absent" not found'))
+    assert found is not None
+    assert found.reason is Reason.CONFIG_ERROR
+
+
 def test_a_slow_api_server_is_waited_for() -> None:
     assert pending(replace(pod("config-error"), detail="failed to sync secret cache: timed out waiting for the condition")) is None
 
