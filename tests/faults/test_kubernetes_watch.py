@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import socket
+import threading
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
@@ -12,6 +16,7 @@ import pytest
 
 from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, WatchExpired
 from tests.faults.scripted_kubernetes import FAST, LAUNCH, Reply, bookmark, event, no, page, pod_json, pods_json, serve, silence, stream
+from tests.integration.registry_server import Certificate
 from worker.cluster import Phase, PodName
 from worker.cluster.kubernetes import KubernetesCluster
 
@@ -161,3 +166,43 @@ async def test_closing_a_watch_lets_go_of_its_connections(tmp_path: Path) -> Non
         server.on("watch", stream(event("ADDED", pod_json(version=2)), end="hang"))
         await first(cluster, 1)
         assert not [task for task in asyncio.all_tasks() if "_pump" in repr(task)]
+
+
+def test_a_server_that_never_says_goodbye_keeps_no_connection_open(tmp_path: Path) -> None:
+    """TLS ends politely, by both sides' word. A loop that ended before the other's left sockets behind: a ResourceWarning, so a failure."""
+    certificate = Certificate.make(tmp_path)
+    told, done = event("ADDED", pod_json(version=2)), threading.Event()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(told), told)
+
+    def answer_once(listener: socket.socket) -> None:
+        with certificate.context().wrap_socket(listener, server_side=True) as tls, tls.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(head)
+            done.wait(30)
+
+    async def watch_once(port: int) -> None:
+        (tmp_path / "kubeconfig").write_text(
+            json.dumps(
+                {
+                    "current-context": "x",
+                    "clusters": [
+                        {"name": "x", "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(certificate.path)}}
+                    ],
+                    "users": [{"name": "x", "user": {"token": "t"}}],
+                    "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+                }
+            )
+        )
+        cluster = KubernetesCluster(("one",), kubeconfig=tmp_path / "kubeconfig", pace=FAST)
+        assert len(await first(cluster, 1)) == 1
+        await cluster.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer_once, args=(listener,))
+        server.start()
+        try:
+            asyncio.run(watch_once(listener.getsockname()[1]))
+            gc.collect()
+        finally:
+            done.set()
+            server.join()

@@ -57,7 +57,7 @@ class Api:
         limits = (self._pace.connect, self._pace.answer)
         async with (
             _translated(f"{method} {path}"),
-            await self._open(client, method, path, query, limits, body=body, kind=kind) as response,
+            self._open(client, method, path, query, limits, body=body, kind=kind) as response,
         ):
             return Answer.read(response.status, response.headers, await response.read())
 
@@ -67,7 +67,7 @@ class Api:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A long answer: its status is 200, else what `failure_of` says, or NotFound for 400 and 404 of a log."""
         client = await self._connect(pool)
-        async with _translated(doing), await self._open(client, "GET", path, query, (self._pace.connect, silence)) as response:
+        async with _translated(doing), self._open(client, "GET", path, query, (self._pace.connect, silence)) as response:
             if response.status != 200:
                 answer = Answer.read(response.status, response.headers, await response.read())
                 if pool == "logs" and answer.definite and answer.status in (400, 404):
@@ -75,6 +75,7 @@ class Api:
                 raise failure_of(answer, doing)
             yield response
 
+    @asynccontextmanager
     async def _open(
         self,
         client: ApiClient,
@@ -85,7 +86,7 @@ class Api:
         *,
         body: Any = None,
         kind: str = JSON,
-    ) -> aiohttp.ClientResponse:
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Accept": "application/json, */*", "Content-Type": kind}
         response: aiohttp.ClientResponse = await client.call_api(
             path,
@@ -97,7 +98,14 @@ class Api:
             _preload_content=False,
             _request_timeout=aiohttp.ClientTimeout(connect=limits[0], sock_connect=limits[0], sock_read=limits[1]),
         )
-        return response
+        try:
+            yield response
+        finally:
+            # An answer that is not read to its end: TLS would politely wait for the server's goodbye, half a minute on a bad line, and
+            # nobody waits with it when we end. One that was read has given its connection back already.
+            if response.connection and response.connection.transport:
+                response.connection.transport.abort()
+            response.close()
 
     async def _connect(self, pool: Pool = "calls") -> ApiClient:
         """Followed logs have a client of their own, sized to the slots, lest they starve the watch and the creates."""
