@@ -18,7 +18,8 @@ import redis.asyncio
 from redis import exceptions
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.connection import ConnectionInterface
 from redis.retry import Retry
 
 from ledger.errors import LedgerError, LedgerFull, LedgerUnavailable, LedgerUnfit
@@ -72,26 +73,54 @@ _COMMON: dict[str, Any] = {
 
 
 class SyncConnection:
-    """Redis for a program without an event loop: `submit_build()`."""
+    """Redis for a program without an event loop: `submit_build()`. Thread-safe.
+
+    Uses redis-py's connections without its client in between, whose own work takes as long again as Redis does.
+    """
 
     def __init__(self, url: str, keys: Keys) -> None:
         self.keys = keys
-        self._redis = redis.Redis.from_url(url, retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES), **_COMMON)
+        self._retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES)
+        self._maker = redis.ConnectionPool.from_url(url, max_connections=2**31, retry=Retry(NoBackoff(), 0), **_COMMON)
+        self._idle: list[ConnectionInterface] = []
 
     def run(self, name: str, *arguments: str | float | bytes) -> Answer:
         digest, text = script(name)
         with translated():
             try:
-                return self._redis.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
+                return self._send("EVALSHA", digest, 0, self.keys.root, *arguments)
             except exceptions.NoScriptError:
-                return self._redis.execute_command("EVAL", text, 0, self.keys.root, *arguments)
+                return self._send("EVAL", text, 0, self.keys.root, *arguments)
 
     def command(self, *words: str | float | bytes) -> Answer:
         with translated():
-            return self._redis.execute_command(*words)
+            return self._send(*words)
+
+    def _send(self, *words: str | float | bytes) -> Answer:
+        """A call that Redis may have done although its answer did not come is sent again: each script takes that."""
+        return self._retry.call_with_retry(lambda: self._ask(words), lambda _: self.close())
+
+    def _ask(self, words: tuple[str | float | bytes, ...]) -> Answer:
+        try:
+            connection = self._idle.pop()  # the one that was used last; one call, so that no two threads get the same
+        except IndexError:
+            connection = self._maker.make_connection()
+        try:
+            connection.send_command(*words)  # connects first, where it is not
+            return connection.read_response()
+        except exceptions.ResponseError:
+            raise
+        except BaseException:
+            connection.disconnect()  # what was not read would be taken for the answer to the next
+            raise
+        finally:
+            self._idle.append(connection)
 
     def close(self) -> None:
-        self._redis.close()
+        """Disconnect what is not in use; the next command connects again."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.disconnect()
 
 
 class Connection:

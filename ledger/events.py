@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from pydantic_core import to_json
 
-from ledger.build import Build, State
+from ledger.build import Build, BuildRequest, GitSource, State
 from ledger.references import ImageReference
 
 CDEVENTS_VERSION = "0.5.0"
@@ -47,25 +47,18 @@ def purl(image: ImageReference, digest: str) -> str:
     return f"pkg:oci/{name}@{quote(digest, safe='')}?repository_url={quote(image.name, safe='/')}"
 
 
+def queued(build: str, request: BuildRequest) -> str:
+    """The CloudEvent's JSON for a build that is about to be taken in, of which there is no record yet."""
+    told = {"build": build, "project": request.project, "state": "queued", "attempt": 0, **_given(request)}
+    return _say(EventType.QUEUED, f"{build}.0.{_SHORT[EventType.QUEUED]}", request.project, build, {}, told)
+
+
 def event(kind: EventType, build: Build, *, image: ImageReference | None = None) -> str:
     """The CloudEvent's JSON for a build as it is *after* the change. `image` is what was published."""
-    source = source_of(build.project)
     identity = f"{build.id}.{build.attempt}.{_SHORT[kind]}" + (f".{image}" if image else "")
-    time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     artifact = purl(build.request.images[0], build.digest) if build.digest and build.request.images else None
     subject = artifact if kind is EventType.PUBLISHED and artifact else build.id
     content: dict[str, Any] = {"artifactId": artifact} if kind is EventType.FINISHED and artifact else {}
-    body = {
-        "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": str(kind), "timestamp": time},
-        "subject": {"id": subject, "source": source, "content": content},
-        "customData": _custom(build, image),
-        "customDataContentType": "application/json",
-    }
-    envelope = {"specversion": "1.0", "id": identity, "source": source, "type": str(kind), "subject": subject, "time": time}
-    return to_json({**envelope, "datacontenttype": "application/json", "data": body}).decode()
-
-
-def _custom(build: Build, image: ImageReference | None) -> dict[str, Any]:
     told = {
         "build": build.id,
         "project": build.project,
@@ -74,10 +67,40 @@ def _custom(build: Build, image: ImageReference | None) -> dict[str, Any]:
         "outcome": OUTCOMES.get(build.state),
         "reason": build.reason and str(build.reason),
         "message": build.message,
-        "ref": build.request.ref,
-        "commit": build.request.commit,
         "image": str(image) if image else None,
         "digest": build.digest,
-        "destinations": list(build.request.destinations),
+        **_given(build.request),
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return _say(kind, identity, build.project, subject, content, {key: value for key, value in told.items() if value is not None})
+
+
+def _given(request: BuildRequest) -> dict[str, Any]:
+    """What every event repeats of the request."""
+    source = request.source
+    told: dict[str, Any] = {"destinations": request.destinations}
+    if isinstance(source, GitSource):
+        told["commit"] = source.commit
+        if source.ref is not None:
+            told["ref"] = source.ref
+    return told
+
+
+def _say(kind: EventType, identity: str, project: str, subject: str, content: dict[str, Any], told: dict[str, Any]) -> str:
+    source, time = source_of(project), datetime.now(UTC)
+    body = {
+        "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": kind.value, "timestamp": time},
+        "subject": {"id": subject, "source": source, "content": content},
+        "customData": told,
+        "customDataContentType": "application/json",
+    }
+    envelope = {
+        "specversion": "1.0",
+        "id": identity,
+        "source": source,
+        "type": kind.value,
+        "subject": subject,
+        "time": time,
+        "datacontenttype": "application/json",
+        "data": body,
+    }
+    return to_json(envelope).decode()

@@ -25,9 +25,9 @@ class Keys:
         """Hash: the record. Also the Pub/Sub channel that tells of its changes."""
         return f"{self.root}b:{build}"
 
-    def index(self, project: str | None, state: State | None) -> str:
+    def index(self, project: str | None, state: State) -> str:
         """Sorted set, all scores 0: build ids, which are in order of time."""
-        return f"{self.root}i:{project or ''}:{state or ''}"
+        return f"{self.root}i:{project or ''}:{state}"
 
     def queue(self, project: str) -> str:
         """Sorted set: the project's builds that may be admitted, best first."""

@@ -25,6 +25,9 @@ from ledger.request import (
     TarballSource,
 )
 
+_NAME_SECRETS = frozenset({"secrets", "build_args", "registries", "identity"})
+"""The fields of a request that may name Secrets."""
+
 
 class Policy(Frozen):
     """What requests of a project may name. Patterns: `*` is any text without '/', `**` any text; otherwise exact."""
@@ -92,12 +95,13 @@ def _uses(request: BuildRequest, repository: str | None) -> Iterator[tuple[str, 
         yield "tar.host_path", request.tar.host_path, "host_paths"
     if request.tar and request.tar.claim:
         yield "tar.claim", request.tar.claim, "claims"
-    for path, secret in _secrets(request):
-        yield path, secret, "secrets"
     given = request.model_fields_set
+    if not given.isdisjoint(_NAME_SECRETS):
+        for path, secret in _secrets(request):
+            yield path, secret, "secrets"
     if "placement" in given:
         yield from _placement_uses(request.placement)
-    if request.identity.service_account:
+    if "identity" in given and request.identity.service_account:
         yield "identity.service_account", request.identity.service_account, "service_accounts"
     if "registries" in given:
         yield from _registry_uses(request.registries)

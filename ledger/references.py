@@ -116,6 +116,7 @@ def parse_commit(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)
 def parse_git_ref(text: str) -> str:
     """A full ref name, as `refs/heads/main`; the rules are those of `git check-ref-format`, and no '#', which parts a context's URL from its ref."""
     parts = text.split("/")

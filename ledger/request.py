@@ -34,6 +34,7 @@ from ledger.fields import (
     Variable,
     checked,
     tarball_url,
+    unless_given,
 )
 from ledger.flags import EXTRA_FLAGS, RESERVED_ENVIRONMENT, SECRET_LOOKING
 from ledger.references import ImageReference, is_fixed, parse_commit, parse_git_ref, parse_registry, parse_repository
@@ -249,14 +250,14 @@ class BuildRequest(Frozen):
     labels: dict[Annotated[str, StringConstraints(pattern=r"^[^\s=\x00]{1,255}$")], Text] = Field(default_factory=dict)
     platforms: tuple[Annotated[str, StringConstraints(pattern=r"^linux/[a-z0-9]+(/v[0-9]+)?$")], ...] = ("linux/amd64",)
     cache: Cache | None = None
-    placement: Placement = Field(default_factory=Placement)
-    identity: Identity = Field(default_factory=Identity)
+    placement: Placement = unless_given(Placement())
+    identity: Identity = unless_given(Identity())
     environment: dict[Variable, Text] = Field(default_factory=dict)
     """For the executor's process: HTTP_PROXY, HTTPS_PROXY, NO_PROXY and the like."""
-    secrets: Secrets = Field(default_factory=Secrets)
-    registries: Registries = Field(default_factory=Registries)
-    resources: Resources = Field(default_factory=Resources)
-    deadlines: Deadlines = Field(default_factory=Deadlines)
+    secrets: Secrets = unless_given(Secrets())
+    registries: Registries = unless_given(Registries())
+    resources: Resources = unless_given(Resources())
+    deadlines: Deadlines = unless_given(Deadlines())
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Higher goes first within the project."""
     flags: dict[str, str] = Field(default_factory=dict)

@@ -91,25 +91,15 @@ class Ledger:
             raise NotFound(f"there is no build {build}; `crabpot list` shows those that there are")
         return decode(build, pairs(fields))
 
-    async def read_many(self, builds: Sequence[str]) -> list[Build]:
-        """Those of the builds that there are, in the given order, in one round trip."""
-        if not builds:
-            return []
-        answers = await self._connection.commands(*(("HGETALL", self._keys.build(build)) for build in builds))
-        return [decode(build, pairs(fields)) for build, fields in zip(builds, answers, strict=True) if fields]
-
     async def page(
         self, *, project: str | None = None, state: State | None = None, cursor: str | None = None, limit: int = 50
     ) -> BuildPage:
         """Builds newest first; give `cursor` back to read on."""
-        upper = f"({cursor}" if cursor else "+"
-        found = await self._connection.command(
-            "ZREVRANGEBYLEX", self._keys.index(project, state), upper, "-", "LIMIT", 0, min(limit, MAX_PAGE) + 1
-        )
-        ids = [word.decode() for word in found]
-        more = len(ids) > min(limit, MAX_PAGE)
-        ids = ids[: min(limit, MAX_PAGE)]
-        return BuildPage(builds=tuple(await self.read_many(ids)), cursor=ids[-1] if more else None)
+        count = min(limit, MAX_PAGE)
+        states = [state] if state else list(State)
+        found = await self._connection.run("page", project or "", f"({cursor}" if cursor else "+", count + 1, *states)
+        builds = tuple(decode(build.decode(), pairs(fields)) for build, fields in found[:count])
+        return BuildPage(builds=builds, cursor=builds[-1].id if len(found) > count else None)
 
     async def admit(self, look_again: timedelta) -> Build | None:
         """Take the slots for the build whose turn it is and make it `starting`; None when nothing fits or waits."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from uuid6 import uuid7
+from uuid_utils import uuid7
 
 from ledger.build import Build, State, moment
 from ledger.deadlines import allowance
 from ledger.errors import NotFound, PolicyDenied, Problem
-from ledger.events import EventType, event
+from ledger.events import queued
 from ledger.policy import Policy, check
 from ledger.projects import ProjectSettings
 from ledger.request import BuildRequest
@@ -40,7 +39,8 @@ class Push:
 class Draft:
     """A build as it is about to be submitted."""
 
-    build: Build
+    id: str
+    request: BuildRequest
     key: str = ""
 
 
@@ -60,7 +60,7 @@ class _Known:
     allowed: Policy
 
 
-# Copied for every draft: validating a record that is known to be valid would be a third of a submit's time.
+# Copied for every build taken in: validating a record that is known to be valid would be a third of a submit's time.
 _BLANK = Build.model_validate(
     {
         "id": "",
@@ -91,12 +91,12 @@ class Submission:
         rows: list[str | int] = [*head, *origin]
         for draft in drafts if known else ():
             assert known is not None
-            request = draft.build.request
+            request = draft.request
             check(request, known.allowed, known.settings.repository)
             deadline = allowance(State.QUEUED, request.deadlines, known.settings.deadlines)
             rows += (
-                draft.build.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.priority,
-                int(deadline.total_seconds() * 1000), event(EventType.QUEUED, draft.build),
+                draft.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.priority,
+                int(deadline.total_seconds() * 1000), queued(draft.id, request),
             )  # fmt: skip
         return rows
 
@@ -122,8 +122,8 @@ class Submission:
         now = moment(answer[1])
         taken = []
         for draft, (build, sequence, position, new) in zip(drafts, answer[2:], strict=True):
-            changes: dict[str, Any] = {"id": build.decode(), "sequence": sequence, "position": position, "created": now, "updated": now}
-            taken.append(draft.build.model_copy(update={**changes, "version": int(new)}))
+            changes = {"id": build.decode(), "request": draft.request, "sequence": sequence, "position": position, "version": int(new)}
+            taken.append(_BLANK.model_copy(update={**changes, "created": now, "updated": now}))
         return taken
 
 
@@ -131,5 +131,4 @@ def draft(request: BuildRequest, key: str | None = None) -> Draft:
     """A new build for a request, with its id."""
     if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
         raise PolicyDenied([Problem("idempotency_key", repr(key)[:80], "must be 1 to 200 printable characters")])
-    now = datetime.now(UTC)
-    return Draft(_BLANK.model_copy(update={"id": str(uuid7()), "request": request, "created": now, "updated": now}), key or "")
+    return Draft(str(uuid7()), request, key or "")

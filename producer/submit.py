@@ -35,7 +35,7 @@ def submit_build(request: BuildRequest | Mapping[str, Any], *, idempotency_key: 
     """
     drafts = [draft(_parsed(request), idempotency_key)]
     sync = _sync()
-    project = drafts[0].build.project
+    project = drafts[0].request.project
     for _ in range(_ATTEMPTS):
         answer = sync.connection.run("submit", *sync.submission.arguments(project, drafts))
         try:
@@ -56,7 +56,7 @@ async def submit_build_async(request: BuildRequest | Mapping[str, Any], *, idemp
 
 async def submit_drafts(ledger: Ledger, drafts: Sequence[Draft], push: Push | None = None) -> list[Build] | Seen:
     """Take in builds of one project, all or none; with a push, unless it was seen before."""
-    project = drafts[0].build.project
+    project = drafts[0].request.project
     for _ in range(_ATTEMPTS):
         answer = await ledger.connection.run("submit", *ledger.submissions.arguments(project, drafts, push))
         try:

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import click
 import structlog
-from uuid6 import uuid7
+from uuid_utils import uuid7
 
 from ledger.errors import CrabpotError, FenceLost, LedgerError
 from ledger.logging import set_up

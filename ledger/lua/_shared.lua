@@ -31,7 +31,8 @@ end
 -- Higher priority first, then the order of submission. Exact: 101 * 2^43 < 2^53.
 local function enqueue(id, project, priority, sequence)
   redis.call('ZADD', root .. 'q:' .. project, -tonumber(priority) * 8796093022208 + tonumber(sequence), id)
-  refresh_turn(project)
+  -- One that takes part already has a build to admit and room for it.
+  if not redis.call('ZSCORE', root .. 'turns', project) then refresh_turn(project) end
 end
 
 local function dequeue(id, project)

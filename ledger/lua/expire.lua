@@ -6,8 +6,6 @@ for _, id in ipairs(gone) do
   local project, state, attempt, idempotency = unpack(redis.call('HMGET', key, 'project', 'state', 'attempt', 'key'))
   if project then
     index('ZREM', id, project, state)
-    redis.call('ZREM', root .. 'i::', id)
-    redis.call('ZREM', root .. 'i:' .. project .. ':', id)
     for number = 1, tonumber(attempt) do
       local name = id .. ':' .. number
       local size = tonumber(redis.call('HGET', root .. 'logs:sizes', name) or '0')

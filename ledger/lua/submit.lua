@@ -16,19 +16,20 @@ local now = now_ms()
 local answer = {'ok', now}
 for at = 9, #ARGV, 8 do
   local id, key, key_ttl, request, platforms, priority, deadline, event = unpack(ARGV, at, at + 7)
+  local record = root .. 'b:' .. id
   local first = key ~= '' and redis.call('GET', root .. 'idem:' .. project .. ':' .. key)
+  -- An id that is known: the call was sent again, since the answer to the first did not come.
+  if not first and redis.call('EXISTS', record) == 1 then first = id end
   if first then
     answer[#answer + 1] = {first, 0, 0, 0}
   else
     local sequence = redis.call('INCR', root .. 'seq')
-    redis.call('HSET', root .. 'b:' .. id, 'request', request, 'state', 'queued', 'version', 1, 'sequence', sequence, 'project', project,
+    redis.call('HSET', record, 'request', request, 'state', 'queued', 'version', 1, 'sequence', sequence, 'project', project,
       'platforms', platforms, 'priority', priority, 'created', now, 'updated', now, 'due', now + deadline, 'attempt', 0)
     if key ~= '' then
-      redis.call('HSET', root .. 'b:' .. id, 'key', key)
+      redis.call('HSET', record, 'key', key)
       redis.call('SET', root .. 'idem:' .. project .. ':' .. key, id, 'EX', key_ttl)
     end
-    redis.call('ZADD', root .. 'i::', 0, id)
-    redis.call('ZADD', root .. 'i:' .. project .. ':', 0, id)
     index('ZADD', id, project, 'queued')
     redis.call('ZADD', root .. 'due', now + deadline, id)
     enqueue(id, project, priority, sequence)

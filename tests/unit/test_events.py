@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 from cloudevents.core.formats.json import JSONFormat
@@ -10,7 +11,7 @@ from cloudevents.core.v1.event import CloudEvent
 from jsonschema import Draft202012Validator
 
 from ledger.build import Reason, State
-from ledger.events import EventType, event
+from ledger.events import EventType, event, queued
 from ledger.references import ImageReference
 from ledger.schema import FOLDER, schemas, text_of
 from tests.requests import make_build
@@ -34,8 +35,17 @@ def test_every_event_is_valid(kind, changes):
     read = JSONFormat().read(CloudEvent, text)
     context = json.loads(text)["data"]["context"]
     assert (read.get_id(), read.get_source(), read.get_type()) == (context["id"], context["source"], context["type"])
-    assert read.get_time().isoformat(timespec="milliseconds").replace("+00:00", "Z") == context["timestamp"]
+    assert read.get_time() == datetime.fromisoformat(context["timestamp"])
     assert read.get_subject() == json.loads(text)["data"]["subject"]["id"]
+
+
+def test_the_first_event_is_as_all_others():
+    """It is said before there is a record; nobody could tell."""
+    build = make_build()
+    without_time = [{**json.loads(text), "time": None} for text in (queued(build.id, build.request), event(EventType.QUEUED, build))]
+    for one in without_time:
+        one["data"]["context"]["timestamp"] = None
+    assert without_time[0] == without_time[1]
 
 
 def test_a_repeat_has_the_same_id_and_another_event_has_not():
