@@ -198,6 +198,11 @@ class Build(Frozen):
         )
 
     @property
+    def publishing_since(self) -> datetime:
+        """When the executor ended: publishing begins with it."""
+        return max((run.ended for run in self.current.runs if run.ended), default=self.updated)
+
+    @property
     def pushed_image(self) -> ImageReference | None:
         """The tag that the executor pushes: the first destination where its tag never moves, else a tag of this build's own.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -65,6 +65,9 @@ class ScriptedCluster:
         if (pod.build, pod.attempt, pod.platform) != (launch.build, launch.attempt, launch.platform):
             raise PodConflict
         return pod
+
+    def cover(self, namespaces: Iterable[str]) -> None:
+        """All pods are in one place."""
 
     async def pods(self) -> Snapshot:
         return Snapshot(pods=tuple(self.live.values()), version=str(len(self._changes)))

@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import structlog
 
-from ledger.build import Build, State
-from ledger.errors import CrabpotError, NotFound
-from worker.launch import start
+from ledger.build import Build, Reason, State
+from ledger.errors import CrabpotError, LedgerError, NotFound
+from worker.launch import give_up, start
+from worker.outcome import Outcome
 from worker.place import Place
 
 log = structlog.get_logger()
@@ -51,5 +52,10 @@ async def _start(place: Place, build: Build) -> None:
         await start(place, build)
     except CrabpotError as error:
         log.warning("start_failed", build=build.id, error=str(error), kind=type(error).__name__)
-        if error.retryable:
+        if error.retryable and not isinstance(error, LedgerError):
             await place.ledger.postpone(build.id, timedelta(seconds=max(error.retry_after or 0.0, 2.0)))
+    except Exception:  # a surprise of one build, which would come again at each try
+        log.exception("start_failed", build=build.id)
+        await give_up(
+            place, build, Outcome(Reason.START_FAILED, "crabpot could not compose its pod; the worker's log says why", None, None)
+        )

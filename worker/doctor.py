@@ -51,10 +51,10 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             )
         leader = await ledger.leases.holder("watch")
         yield Finding("watcher", leader is not None, f"{leader} leads" if leader else "none leads", "start `crabpot watch`")
-        cluster = open_cluster(settings, await namespaces_of(settings, ledger))
+        cluster = open_cluster(settings, namespaces_of(settings, await ledger.projects()))
         registries = Registries(cluster, settings)
         try:
-            async for finding in _cluster(settings, cluster, await namespaces_of(settings, ledger)):
+            async for finding in _cluster(settings, cluster, namespaces_of(settings, await ledger.projects())):
                 yield finding
             async for finding in _registries(registries, known):
                 yield finding
@@ -124,7 +124,7 @@ async def _registries(registries: Registries, projects: dict[str, ProjectSetting
         for image in dict.fromkeys(rule.image for rule in project.rules):
             host, _, repository = image.partition("/")
             try:
-                client = await registries.client(name, project, host)
+                client = registries.client(name, project, host)
                 await client.ping(host)
                 async for _ in client.tags(host, repository):
                     break

@@ -45,7 +45,7 @@ async def _settle(place: Place, build: Build) -> None:
     pushed = build.pushed_image
     assert pushed is not None, "a build that pushes nothing never publishes"
     try:
-        client = await place.registries.client(build.project, project, pushed.registry)
+        client = place.registries.client(build.project, project, pushed.registry)
         if build.digest is None:
             build = await _recover(place, build, client, pushed)
             if build.state is not State.PUBLISHING or build.digest is None:
@@ -104,8 +104,7 @@ async def _missed(place: Place, build: Build) -> None:
 
 async def _later(place: Place, build: Build, project: ProjectSettings, error: CrabpotError) -> None:
     """The registry's trouble: the same step again with growing pauses, until the publishing deadline."""
-    since = _publishing_since(build)
-    if datetime.now(UTC) >= deadline(build, since, project.deadlines):
+    if datetime.now(UTC) >= deadline(build, build.publishing_since, project.deadlines):
         message = f"the registry could not be used before the publishing deadline: {error}"
         await finalize(place, build, State.FAILED, None, reason=Reason.PUBLISH_DEADLINE, message=message)
         return
@@ -113,8 +112,3 @@ async def _later(place: Place, build: Build, project: ProjectSettings, error: Cr
     pause = max(error.retry_after or 0.0, min(60.0, 2.0 ** min(tries, 6)))
     changes: dict[str, Any] = {"publish_tries": tries, "message": f"waits for the registry: {error}"}
     await place.ledger.transition(build, State.PUBLISHING, due=timedelta(seconds=pause), **changes)
-
-
-def _publishing_since(build: Build) -> datetime:
-    """When the executor ended: publishing begins with it."""
-    return max((run.ended for run in build.current.runs if run.ended), default=build.updated)

@@ -32,11 +32,11 @@ async def start(place: Place, build: Build) -> None:
         for run in build.current.runs:
             await place.cluster.launch(await compose(place, build, run.platform))
     except NoRoom as error:
-        await _give_up(place, build, Outcome(Reason.QUOTA, str(error), None, None), error.retry_after)
+        await give_up(place, build, Outcome(Reason.QUOTA, str(error), None, None), error.retry_after)
     except LaunchRefused as error:
-        await _give_up(place, build, Outcome(Reason.ADMISSION_DENIED, str(error), None, None), None)
+        await give_up(place, build, Outcome(Reason.ADMISSION_DENIED, str(error), None, None))
     except (ClusterDenied, PodConflict) as error:
-        await _give_up(place, build, Outcome(Reason.START_FAILED, str(error), None, None), None)
+        await give_up(place, build, Outcome(Reason.START_FAILED, str(error), None, None))
 
 
 async def compose(place: Place, build: Build, platform: str) -> Launch:
@@ -58,7 +58,7 @@ async def compose(place: Place, build: Build, platform: str) -> Launch:
     )
 
 
-async def _give_up(place: Place, build: Build, outcome: Outcome, retry_after: float | None) -> None:
+async def give_up(place: Place, build: Build, outcome: Outcome, retry_after: float | None = None) -> None:
     """The cluster's definite no: no pod of this attempt exists or ever will."""
     attempt: Attempt = build.current
     try:

@@ -24,7 +24,7 @@ TAIL_LINES = 150
 _BATCH_LINES = 500
 _FLUSH_SECONDS = 0.4
 _TRIES = 5
-_END_PATIENCE = 2.0
+_END_PATIENCE = 8.0
 """Seconds from the end of a stream to the news that its container has ended."""
 
 
@@ -129,9 +129,9 @@ class Captures:
         return self._captures[pod.name]
 
     def ended(self, pod: Pod) -> None:
-        """A pod that is gone writes no more."""
-        if pod.name in self._captures:
-            self._captures[pod.name].ended.set()
+        """A pod that is gone writes no more; its capture ends by itself."""
+        if capture := self._captures.pop(pod.name, None):
+            capture.ended.set()
 
     async def tail(self, pod: Pod, patience: timedelta) -> tuple[str, ...]:
         """The last lines of an ended pod's log, once it was read to its end or patience has run out."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 
-from ledger.errors import NotFound
 from ledger.fitness import require_fit
 from ledger.projects import ProjectSettings
 from ledger.quantities import parse_duration
@@ -34,9 +34,14 @@ class Place:
 
     async def project(self, name: str) -> ProjectSettings:
         """A project as the ledger has it now, or moments ago; one that was taken out of the file has no settings of its own left."""
+        return (await self.projects()).get(name, ProjectSettings())
+
+    async def projects(self) -> Mapping[str, ProjectSettings]:
+        """All projects, now or moments ago; the cluster looks for pods in the namespaces of all."""
         if monotonic() > self._copy.until:
             self._copy = _Copy(await self.ledger.projects(), monotonic() + _PROJECTS_TTL)
-        return self._copy.projects.get(name, ProjectSettings())
+            self.cluster.cover(namespaces_of(self.settings, self._copy.projects))
+        return self._copy.projects
 
     @property
     def start_timeout(self) -> float:
@@ -54,16 +59,12 @@ async def open_place(settings: Settings) -> Place:
     ledger = Ledger.open(settings)
     if not settings.allow_unsafe_redis:
         await require_fit(ledger.connection)
-    cluster = open_cluster(settings, await namespaces_of(settings, ledger))
+    cluster = open_cluster(settings, namespaces_of(settings, await ledger.projects()))
     return Place(settings, ledger, cluster, Registries(cluster, settings))
 
 
-async def namespaces_of(settings: Settings, ledger: Ledger) -> list[str]:
+def namespaces_of(settings: Settings, projects: Mapping[str, ProjectSettings]) -> list[str]:
     """Every namespace that pods of ours may be in."""
-    try:
-        projects = await ledger.projects()
-    except NotFound:
-        projects = {}
     return sorted({settings.namespace, *(project.namespace for project in projects.values() if project.namespace)})
 
 

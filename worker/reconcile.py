@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from ledger.build import Build, Reason, State, pod_name
+from ledger.build import Build, Reason, ReasonClass, State, pod_name
 from ledger.deadlines import allowance, deadline
-from ledger.errors import ClusterError, FenceLost, LedgerError, NotFound, TooLate, VersionConflict
+from ledger.errors import ClusterError, FenceLost, LedgerFull, LedgerUnavailable, NotFound, TooLate, VersionConflict
 from ledger.store import Fence
 from worker.cluster import Phase, Pod, PodName
 from worker.ending import end_attempt, finalize
@@ -19,10 +19,12 @@ from worker.nudges import Nudges
 from worker.observer import Observer
 from worker.outcome import Outcome
 from worker.place import Place
+from worker.retries import reasons_of
 
 log = structlog.get_logger()
 _LOOK_AGAIN = timedelta(seconds=15)
 _SOON = timedelta(seconds=3)
+_OVERDUE = timedelta(minutes=5)
 
 
 class Reconciler:
@@ -42,7 +44,7 @@ class Reconciler:
         except ClusterError as error:
             log.warning("due_not_handled", build=build_id, error=str(error))
             await self._place.ledger.postpone(build_id, _SOON)
-        except (LedgerError, FenceLost):
+        except (LedgerUnavailable, LedgerFull, FenceLost):
             raise
         except Exception:  # one build's surprise must not stop the others
             log.exception("due_not_handled", build=build_id)
@@ -54,7 +56,9 @@ class Reconciler:
         match build.state:
             case State.QUEUED:
                 allowed = allowance(State.QUEUED, build.request.deadlines, project.deadlines)
-                end = max(build.created + allowed, build.created) if build.attempt == 0 else build.updated + allowed
+                # A build that only ever found no room has waited since it was submitted; a retry waits anew.
+                waited = all(reason.reason_class is ReasonClass.NO_ROOM for reason in reasons_of(build))
+                end = (build.created if waited else build.updated) + allowed
                 if now >= end - timedelta(seconds=1):
                     message = f"waited longer than its deadline for being queued ({allowed}); raise deadlines.queued or the limits"
                     await finalize(self._place, build, State.FAILED, self._fence, reason=Reason.QUEUED_DEADLINE, message=message)
@@ -64,6 +68,11 @@ class Reconciler:
                 await self._place.ledger.postpone(build.id, _LOOK_AGAIN)
                 await self._with_pod(build, self._observer.pods.get(PodName(build.current.runs[0].pod)), now)
             case State.PUBLISHING:
+                # The step keeps this deadline itself; here it is for a step that fails before it comes to that.
+                if now >= deadline(build, build.publishing_since, project.deadlines) + _OVERDUE:
+                    message = build.message or "the worker's `finish` step fails; its log says why"
+                    await finalize(self._place, build, State.FAILED, self._fence, reason=Reason.PUBLISH_DEADLINE, message=message)
+                    return
                 await self._place.ledger.postpone(build.id, _LOOK_AGAIN)
                 self._nudges.finish(build.id)
 

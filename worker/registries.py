@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from ledger.errors import ClusterDenied, NotFound, RegistryDenied
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
+from ledger.errors import ClusterDenied, NotFound, RegistryDenied, SettingsInvalid
 from ledger.projects import ProjectSettings, RegistryAccess
 from ledger.settings import Settings
 from worker.cluster import Cluster
 from worker.registry.client import RegistryClient
-from worker.registry.credentials import Anonymous, Credentials, DockerConfig
+from worker.registry.credentials import Anonymous, Credential, Credentials, DockerConfig
+
+_CREDENTIALS_TTL = 5.0
+
+
+class Current:
+    """Credentials read again every few seconds that they are asked for: people rotate them, and nobody restarts a worker for it."""
+
+    def __init__(self, read: Callable[[], Awaitable[Credentials]]) -> None:
+        self._read = read
+        self._known: Credentials = Anonymous()
+        self._until = 0.0
+
+    async def find(self, registry: str, repository: str) -> Credential | None:
+        if monotonic() >= self._until:
+            self._known = await self._read()
+            self._until = monotonic() + _CREDENTIALS_TTL
+        return await self._known.find(registry, repository)
 
 
 class Registries:
@@ -17,21 +37,31 @@ class Registries:
         self._cluster, self._settings = cluster, settings
         self._clients: dict[tuple[str, str, RegistryAccess], RegistryClient] = {}
 
-    async def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
-        """The client by which workers read and tag in a registry for a project. RegistryDenied where its credential cannot be had."""
+    def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
+        """The client by which workers read and tag in a registry for a project; its calls are RegistryDenied where the credential cannot be had."""
         access = settings.registries.get(registry, RegistryAccess())
         key = (project, registry, access)
         if key not in self._clients:
-            self._clients[key] = RegistryClient(
-                await self._credentials(settings, access),
-                insecure=frozenset({registry} if access.insecure else ()),
-                certificates={registry: str(access.certificate)} if access.certificate else {},
-            )
+            try:
+                self._clients[key] = RegistryClient(
+                    self.credentials(settings, access),
+                    insecure=frozenset({registry} if access.insecure else ()),
+                    certificates={registry: str(access.certificate)} if access.certificate else {},
+                )
+            except SettingsInvalid as error:
+                raise RegistryDenied(f"the registry's certificate cannot be used: {error}") from error
         return self._clients[key]
 
-    async def _credentials(self, settings: ProjectSettings, access: RegistryAccess) -> Credentials:
+    def credentials(self, settings: ProjectSettings, access: RegistryAccess) -> Credentials:
+        """What the project says of one registry, as it is now, whenever it is asked."""
+        return Current(lambda: self._read(settings, access))
+
+    async def _read(self, settings: ProjectSettings, access: RegistryAccess) -> Credentials:
         if access.docker_config:
-            return DockerConfig.read(access.docker_config)
+            try:
+                return DockerConfig.read(access.docker_config)
+            except SettingsInvalid as error:
+                raise RegistryDenied(f"the registry's credential cannot be used: {error}") from error
         if access.secret:
             read_secret = getattr(self._cluster, "read_secret", None)
             if read_secret is None:
@@ -46,7 +76,10 @@ class Registries:
                 raise RegistryDenied(
                     f"the Secret {access.secret} has no key .dockerconfigjson; create it with `kubectl create secret docker-registry`"
                 )
-            return DockerConfig.parse(data[".dockerconfigjson"])
+            try:
+                return DockerConfig.parse(data[".dockerconfigjson"], origin=f"Secret {access.secret}")
+            except SettingsInvalid as error:
+                raise RegistryDenied(f"the registry's credential cannot be used: {error}") from error
         return Anonymous()
 
     async def close(self) -> None:

@@ -34,8 +34,9 @@ def dispatch_task(build: str | None = None) -> None:
     """Admit what fits and start it; with a build, repeat its start first."""
     try:
         process.run(lambda place: dispatch(place, build))
-    except CrabpotError as error:
-        _failed("dispatch", error, build)
+    except* CrabpotError as group:  # starts go on side by side
+        for error in group.exceptions:
+            _failed("dispatch", error, build)
 
 
 @app.task(name=FINISH)
@@ -47,5 +48,5 @@ def finish_task(build: str) -> None:
         _failed("finish", error, build)
 
 
-def _failed(step: str, error: CrabpotError, build: str | None) -> None:
-    log.warning("step_failed", step=step, build=build, error=str(error), kind=type(error).__name__, again=error.retryable)
+def _failed(step: str, error: Exception, build: str | None) -> None:
+    log.warning("step_failed", step=step, build=build, error=str(error), kind=type(error).__name__)

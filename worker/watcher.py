@@ -17,7 +17,7 @@ import click
 import structlog
 from uuid_utils import uuid7
 
-from ledger.errors import CrabpotError, FenceLost, LedgerError
+from ledger.errors import ClusterError, CrabpotError, FenceLost, LedgerError
 from ledger.logging import set_up
 from ledger.projects import read_projects
 from ledger.settings import Settings, settings
@@ -97,8 +97,10 @@ async def _watch_due(place: Place, nudges: Nudges, observer: Observer, reconcile
     await observer.synced.wait()
     while True:
         due = await place.ledger.due()
-        for build in due:
-            await reconciler.look_at(build)
+        # Side by side: one that the cluster keeps waiting must not hold up the others.
+        for failure in await asyncio.gather(*map(reconciler.look_at, due), return_exceptions=True):
+            if failure:
+                raise failure
         wait = await place.ledger.next_due()
         if wait is not None and wait <= 0 and not due:
             nudges.dispatch()  # a retry's delay is over
@@ -108,7 +110,11 @@ async def _watch_due(place: Place, nudges: Nudges, observer: Observer, reconcile
 async def _tick(place: Place, nudges: Nudges, observer: Observer, reconciler: Reconciler) -> None:
     await observer.synced.wait()
     while True:
-        await reconciler.look_at_slots()
+        try:
+            await reconciler.look_at_slots()
+        except ClusterError as error:
+            log.warning("slots_not_looked_at", error=str(error))
+        await place.projects()  # a project's new namespace is to be watched before its first build is looked for
         await place.ledger.expire()
         nudges.dispatch()
         await asyncio.sleep(_TICK)

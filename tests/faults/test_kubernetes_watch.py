@@ -161,6 +161,19 @@ async def test_namespaces_are_merged_and_strangers_are_left_out(tmp_path: Path) 
             await first(cluster, 1, "one=1")
 
 
+async def test_a_project_that_is_added_is_watched_without_a_restart(tmp_path: Path) -> None:
+    async with serve(tmp_path) as (server, cluster):
+        server.on("list", pods_json(1), pods_json(1), pods_json(2))
+        server.on("watch", stream(event("ADDED", pod_json(version=2)), end="hang"))
+        async with aclosing(cluster.watch((await cluster.pods()).version)) as pods:
+            await anext(pods)
+            cluster.cover(["one"])
+            cluster.cover(["one", "two"])
+            with pytest.raises(WatchExpired):
+                await anext(pods)
+        assert (await cluster.pods()).version == "one=1,two=2"
+
+
 async def test_closing_a_watch_lets_go_of_its_connections(tmp_path: Path) -> None:
     async with serve(tmp_path) as (server, cluster):
         server.on("watch", stream(event("ADDED", pod_json(version=2)), end="hang"))

@@ -308,7 +308,7 @@ async def test_5_a_mutable_tag_never_moves_backwards(site, registry):
     later = await succeed(site, registry, second, second_pod)
     earlier = await succeed(site, registry, first, first_pod)
     assert (later.state, earlier.state) == (SUCCEEDED, SUCCEEDED)
-    client = await site.place.registries.client("demo", await site.place.project("demo"), registry.host)
+    client = site.place.registries.client("demo", await site.place.project("demo"), registry.host)
     assert (await client.resolve(first.request.images[1])).digest == later.digest
     assert (await client.resolve(first.request.images[0])).digest == earlier.digest
 
@@ -321,7 +321,7 @@ async def test_5_finishers_at_once_agree(site, registry):
         await site.reaches(build.id, PUBLISHING)
     await asyncio.gather(*(finish(site.place, build.id) for build, _ in builds for _ in range(3)))
     last = await site.ledger.read(builds[-1][0].id)
-    client = await site.place.registries.client("demo", await site.place.project("demo"), registry.host)
+    client = site.place.registries.client("demo", await site.place.project("demo"), registry.host)
     assert (await client.resolve(last.request.images[1])).digest == last.digest
 
 

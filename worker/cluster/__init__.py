@@ -6,7 +6,7 @@ None of these values uses Kubernetes' words, so that `worker/kaniko.py` and the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -164,6 +164,10 @@ class Cluster(Protocol):
 
     async def explain(self, pod: PodName, uid: str) -> tuple[str, str] | None:
         """Why a pod does not start, where its state does not tell: (the cluster's word, its sentence). None where nothing is known."""
+        ...
+
+    def cover(self, namespaces: Iterable[str]) -> None:
+        """Look for pods in these namespaces too, from now on: a project was added. A watch that goes on ends with WatchExpired."""
         ...
 
     async def close(self) -> None:

@@ -49,6 +49,15 @@ class KubernetesCluster:
         self._namespaces, self._pace = tuple(namespaces), pace or Pace()
         self._api = Api(kubeconfig, context, slots, self._pace)
         self._homes: dict[PodName, str] = {}
+        self._wider = asyncio.Event()
+
+    def cover(self, namespaces: Iterable[str]) -> None:
+        # None is taken out again: its last pods may still be there.
+        added = tuple(sorted(set(namespaces) - set(self._namespaces)))
+        if added:
+            self._namespaces += added
+            self._wider.set()
+            self._wider = asyncio.Event()
 
     async def launch(self, launch: Launch) -> Pod:
         path, body = f"/api/v1/namespaces/{launch.namespace}/pods", pod_manifest(launch)
@@ -124,6 +133,7 @@ class KubernetesCluster:
             raise WatchExpired("the namespaces have changed since; list again")
         changes: asyncio.Queue[tuple[str, Pod] | Exception] = asyncio.Queue(1024)
         tasks = [asyncio.create_task(self._pump(namespace, version, changes)) for namespace, version in versions.items()]
+        tasks.append(asyncio.create_task(self._end_when(self._wider, changes)))
         try:
             while True:
                 change = await changes.get()
@@ -138,6 +148,11 @@ class KubernetesCluster:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    @staticmethod
+    async def _end_when(wider: asyncio.Event, changes: asyncio.Queue[tuple[str, Pod] | Exception]) -> None:
+        await wider.wait()
+        await changes.put(WatchExpired("a namespace was added; list again"))
 
     async def _pump(self, namespace: str, version: str, changes: asyncio.Queue[tuple[str, Pod] | Exception]) -> None:
         def open_watch(version: str, seconds: float) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:

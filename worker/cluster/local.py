@@ -13,7 +13,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -149,6 +149,9 @@ class LocalCluster:
                 if not folder.never_start():
                     _tell(folder)
                 folder.remove_if_done(self._staging)
+
+    def cover(self, namespaces: Iterable[str]) -> None:
+        """There is one folder for all."""
 
     async def close(self) -> None:
         await self._changes.close()

@@ -1,0 +1,147 @@
+"""What nobody foresaw of one build, one credential or one call must not stop the others, nor hold a build for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+import worker.launch
+import worker.registries
+from ledger.build import Reason, State
+from ledger.errors import LedgerUnavailable, RegistryDenied
+from ledger.projects import parse_projects
+from producer.cancel import cancel_build
+from tests.faults.test_promises import push, started, submit
+from worker.admission import dispatch
+from worker.cluster import PodName
+from worker.ending import end_attempt
+from worker.logs import Captures
+from worker.outcome import Outcome
+from worker.registries import Registries
+from worker.watcher import _watch_due
+
+HOUR = timedelta(hours=1)
+
+
+async def test_a_build_that_cannot_be_composed_fails_and_the_others_start(site, registry, monkeypatch):
+    await site.lead()
+    poison, other = await submit(site, registry, commit="a" * 40), await submit(site, registry, commit="b" * 40)
+    compose = worker.launch.launch
+
+    def surprising(build, *arguments, **fields):
+        if build.id == poison.id:
+            raise KeyError("nobody thought of this")
+        return compose(build, *arguments, **fields)
+
+    monkeypatch.setattr(worker.launch, "launch", surprising)
+    assert await dispatch(site.place) == 2
+    assert {launch.build for launch in site.cluster.launches.values()} == {other.id}
+    record = await site.ledger.read(poison.id)
+    assert (record.state, record.reason) == (State.QUEUED, Reason.START_FAILED)  # tried again a few times, then failed
+    assert len(await site.ledger.slots()) == 1
+
+
+async def test_a_ledger_that_goes_away_between_admissions_is_one_clear_error(site, registry, monkeypatch):
+    await submit(site, registry)
+
+    async def away(*_):
+        raise LedgerUnavailable
+
+    monkeypatch.setattr(type(site.ledger), "admit", away)
+    with pytest.raises(ExceptionGroup) as caught:
+        await dispatch(site.place)
+    assert caught.group_contains(LedgerUnavailable)
+
+
+async def test_an_unreadable_record_does_not_stop_the_leader(site, registry):
+    await site.lead()
+    newer, build = await submit(site, registry), await submit(site, registry)
+    await site.ledger.connection.command("HSET", site.ledger.connection.keys.build(newer.id), "request", '{"schema_version": 9}')
+    await site.reconciler.look_at(newer.id)  # says so, and looks again later
+    assert newer.id not in await site.ledger.due()
+    await site.reconciler.look_at(build.id)
+
+
+async def test_a_credential_that_was_rotated_is_read_again(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(worker.registries, "_CREDENTIALS_TTL", 0.0)
+    path = tmp_path / "config.json"
+
+    def rotate(password: str) -> None:
+        path.write_text(json.dumps({"auths": {"r.example.com": {"username": "crab", "password": password}}}))
+
+    rotate("first")
+    projects = parse_projects(f"version: 1\nprojects: {{demo: {{registries: {{r.example.com: {{docker_config: {path}}}}}}}}}")
+    registries = Registries(None, settings)
+    project = projects.projects["demo"]
+    find = registries.credentials(project, project.registries["r.example.com"]).find
+    assert (await find("r.example.com", "a")).password == "first"
+    rotate("second")
+    assert (await find("r.example.com", "a")).password == "second"
+    path.write_text("no JSON")
+    with pytest.raises(RegistryDenied, match=r"config\.json"):
+        await find("r.example.com", "a")
+
+
+async def test_a_step_that_always_fails_ends_at_its_deadline(site, registry):
+    await site.lead()
+    build, pod = await started(site, registry, deadlines={"publishing": "1s"})
+    await site.cluster.end(pod, message=push(registry, build))
+    record = await site.reaches(build.id, State.PUBLISHING)
+    run = record.current.runs[0].model_copy(update={"ended": datetime.now(UTC) - HOUR})
+    attempts = record.with_attempt(record.current.model_copy(update={"runs": (run,)}))
+    await site.ledger.transition(record, State.PUBLISHING, due=timedelta(0), attempts=attempts)
+    await site.reconciler.look_at(build.id)
+    ended = await site.ledger.read(build.id)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.PUBLISH_DEADLINE)
+
+
+async def test_finding_no_room_does_not_stretch_the_queued_deadline(site, registry):
+    await site.lead()
+    build = await submit(site, registry, deadlines={"queued": "2s"})
+    for _ in range(2):
+        admitted = await site.ledger.admit(HOUR)
+        no_room = {"linux/amd64": Outcome(Reason.QUOTA, "exceeded quota", None, None)}
+        await end_attempt(site.place, admitted, no_room)
+        await site.ledger.connection.command("ZADD", site.ledger.connection.keys.delayed, 0, build.id)
+    await site.ledger.connection.command("HSET", site.ledger.connection.keys.build(build.id), "created", 0)
+    await site.reconciler.look_at(build.id)
+    assert (await site.ledger.read(build.id)).reason is Reason.QUEUED_DEADLINE
+
+
+async def test_a_slow_pod_does_not_hold_up_what_else_is_due(site, registry, monkeypatch):
+    """Two cancels: the cluster never answers to the first."""
+    await site.lead()
+    (one, one_pod), (other, other_pod) = await started(site, registry, commit="a" * 40), await started(site, registry, commit="b" * 40)
+    for build, pod in ((one, one_pod), (other, other_pod)):
+        await site.cluster.run(pod)
+        await site.reaches(build.id, State.RUNNING)
+    delete = site.cluster.delete
+
+    async def slow(name: PodName, uid: str, grace: timedelta) -> None:
+        if name == one_pod:
+            await asyncio.Event().wait()
+        await delete(name, uid, grace)
+
+    monkeypatch.setattr(site.cluster, "delete", slow)
+    for build in (one, other):
+        await cancel_build(site.ledger, build.id)
+    looking = asyncio.create_task(_watch_due(site.place, site.nudges, site.observer, site.reconciler))
+    await site.reaches(other.id, State.CANCELLED)
+    looking.cancel()
+
+
+async def test_a_pod_that_vanished_leaves_no_capture_behind(site, registry):
+    await site.lead()
+    build, pod = await started(site, registry)
+    await site.cluster.run(pod)
+    await site.reaches(build.id, State.RUNNING)
+    captures: Captures = site.observer._captures
+    assert captures._captures
+    await site.cluster.vanish(pod)
+    await site.reaches(build.id, State.PUBLISHING)  # the registry is asked whether it was pushed
+    async with asyncio.timeout(5):
+        while captures._captures:
+            await asyncio.sleep(0.01)
