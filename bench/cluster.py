@@ -24,7 +24,7 @@ import kubernetes_asyncio.config
 import kubernetes_asyncio.watch
 
 from bench.figure import Figure, interleaved, spread
-from bench.product import counting_api, product
+from bench.product import counting_api, product, store
 from bench.servers import redis_with_aof
 from ledger.build import Build, BuildRequest, State
 from ledger.settings import Settings
@@ -81,6 +81,8 @@ def measure() -> list[Figure]:
         with product(url, PROJECTS, NAMESPACE, os.environ["KUBECONFIG"]):
             asyncio.run(_bare(numbers))
             ratio, mine, theirs = interleaved(PAIRS, lambda: asyncio.run(ours(url, numbers)), lambda: asyncio.run(_bare(numbers)))
+            # Two at once: with more, what is measured is how long two cores that run Kaniko let everybody else wait.
+            asyncio.run(store(url, PROJECTS.replace(f"max_builds: {AT_ONCE}", "max_builds: 2")))
             latency = asyncio.run(_latency(url, numbers))
     return [
         Figure("40 builds, 8 at once, wall time", ratio, 1.15, detail=f"{spread(mine)} s against {spread(theirs)} s"),
@@ -209,7 +211,7 @@ async def _latency(url: str, numbers: Iterator[int]) -> Figure:
         watching, listening = asyncio.create_task(watch()), asyncio.create_task(listen())
         await asyncio.sleep(0)
         builds = [await submit_build_async(request(next(numbers)), ledger=ledger) for _ in range(SAMPLES)]
-        async with asyncio.timeout(600):
+        async with asyncio.timeout(1800):
             await listening
         watching.cancel()
     registry = await _confirmation(await ledger.read(builds[-1].id))

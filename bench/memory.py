@@ -36,6 +36,10 @@ def measure() -> list[Figure]:
     if not REGISTRY or "KUBECONFIG" not in os.environ:
         print("the memory figures are left out: KUBECONFIG and CLUSTER_REGISTRY name no cluster", file=sys.stderr)
         return []
+    crowd_nodes = subprocess.run(["kubectl", "get", "nodes", "-l", "crowd=true", "-o", "name"], capture_output=True, text=True, check=True)
+    if not crowd_nodes.stdout.strip():
+        print("the memory figures are left out: no crowd's nodes; `../shared/cluster/cluster crowd 10` adds some", file=sys.stderr)
+        return []
     subprocess.run(["kubectl", "create", "namespace", NAMESPACE], capture_output=True, check=False)
     config = ["kubectl", "--namespace", NAMESPACE, "create", "configmap", "talking", f"--from-literal=Dockerfile={_DOCKERFILE}"]
     subprocess.run(config, capture_output=True, check=False)

@@ -123,6 +123,24 @@ class SyncConnection:
             connection.disconnect()
 
 
+@contextmanager
+def _asked() -> Iterator[None]:
+    """`translated`, for one asked by a task. redis-py may swallow a cancel, above all while it connects; it is raised here all the same,
+    lest a loop that was stopped goes on for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        with translated():
+            yield
+    except LedgerError:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError from None
+        raise
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
 class Connection:
     """Redis for one event loop."""
 
@@ -133,19 +151,19 @@ class Connection:
 
     async def run(self, name: str, *arguments: str | float | bytes) -> Answer:
         digest, text = script(name)
-        with translated():
+        with _asked():
             try:
                 return await self.redis.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
             except exceptions.NoScriptError:
                 return await self.redis.execute_command("EVAL", text, 0, self.keys.root, *arguments)
 
     async def command(self, *words: str | float | bytes) -> Answer:
-        with translated():
+        with _asked():
             return await self.redis.execute_command(*words)
 
     async def commands(self, *commands: tuple[str | float | bytes, ...]) -> list[Answer]:
         """Several commands in one round trip."""
-        with translated():
+        with _asked():
             async with self.redis.pipeline(transaction=False) as pipeline:
                 for words in commands:
                     pipeline.execute_command(*words)
@@ -153,7 +171,7 @@ class Connection:
 
     async def read_stream(self, key: str, after: str, *, block: float, count: int = 500) -> list[tuple[str, dict[str, bytes]]]:
         """Entries of a stream after an id, waiting for the first at most `block` seconds: [(id, fields)]."""
-        with translated():
+        with _asked():
             found = await self.redis.xread({key: after}, count=count, block=max(1, int(block * 1000)))
         entries = _only_stream(found)
         return [(entry.decode(), {name.decode(): value for name, value in fields.items()}) for entry, fields in entries]
@@ -161,7 +179,7 @@ class Connection:
     @asynccontextmanager
     async def subscribed(self, *channels: str) -> AsyncIterator[PubSub]:
         """A subscription that is in force when the block begins."""
-        with translated():
+        with _asked():
             pubsub = self.redis.pubsub()
             try:
                 await pubsub.subscribe(*channels)

@@ -10,6 +10,7 @@ import asyncio
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 import structlog
 
@@ -38,6 +39,8 @@ _HOPELESS_GRACE = {Reason.UNSCHEDULABLE: 20.0, Reason.IMAGE_PULL: 60.0, Reason.C
 """Seconds that a pod may stay unable to start, by what keeps it: some of it mends itself."""
 _SILENCE = 10.0
 """Seconds after which a pod that has not started and does not say why is asked about: a missing mounted Secret is told by an event only."""
+_ASK_AGAIN = 20.0
+"""Seconds between two such questions about one pod."""
 _BUSY = timedelta(seconds=10)
 
 
@@ -52,6 +55,8 @@ class Observer:
         self._busy: set[PodName] = set()
         self._orphans: set[str] = set()
         self._leaving: set[str] = set()
+        self._asked: dict[str, float] = {}
+        self._asking = asyncio.Semaphore(4)
 
     async def run(self) -> None:
         """List and watch for ever; every failure backs off and lists again."""
@@ -88,6 +93,7 @@ class Observer:
         """Take in one change; only the latest state of a pod is handled."""
         if pod.phase is Phase.GONE:
             self.pods.pop(pod.name, None)
+            self._asked.pop(pod.uid, None)
         else:
             self.pods[pod.name] = pod
         self._waiting[pod.name] = pod
@@ -163,9 +169,9 @@ class Observer:
         ended = await end_attempt(
             self._place, build, {pod.platform: result}, pods={pod.platform: pod}, log_tail=tuple(excerpt(tail)), fence=self._fence
         )
-        self._nudges.dispatch()
         if ended.state is State.PUBLISHING:
-            self._nudges.finish(build.id)
+            self._nudges.finish(build.id)  # first: people wait for it
+        self._nudges.dispatch()
         log.info(
             "attempt_ended", build=build.id, attempt=build.attempt, state=str(ended.state), reason=result.reason and str(result.reason)
         )
@@ -175,7 +181,7 @@ class Observer:
         """A pod that has not started: is there any hope?"""
         age = (datetime.now(UTC) - (pod.created or build.updated)).total_seconds()
         result = pending(pod)
-        if result is None and age > _SILENCE and (told := await self._place.cluster.explain(pod.name, pod.uid)):
+        if result is None and age > _SILENCE and (told := await self._ask_why(pod)):
             result = pending(replace(pod, reason=told[0], detail=told[1]))
         if result is None or result.reason is None:
             return
@@ -184,6 +190,14 @@ class Observer:
             await self._place.ledger.postpone(build.id, timedelta(seconds=grace - age + 0.1))
         else:
             await self.give_up(build, pod, result)
+
+    async def _ask_why(self, pod: Pod) -> tuple[str, str] | None:
+        """What the cluster's events tell of a pod, asked now and then: a thousand that wait for a slow scheduler must not slow it more."""
+        if monotonic() < self._asked.get(pod.uid, 0.0) + _ASK_AGAIN:
+            return None
+        self._asked[pod.uid] = monotonic()
+        async with self._asking:
+            return await self._place.cluster.explain(pod.name, pod.uid)
 
     async def give_up(self, build: Build, pod: Pod, result: Outcome) -> None:
         """Write down why, then ask for the pod's end; the end itself is recorded when it is seen."""

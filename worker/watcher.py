@@ -42,8 +42,11 @@ _DUE_PULSE = 0.4
 async def stand_by(place: Place, nudges: Nudges) -> None:
     """Wait for the lead, lead, and begin again when it is lost, for ever."""
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid7()}"
+    current = asyncio.current_task()
+    assert current is not None
     try:
-        while True:
+        # A task group that fails while it is cancelled tells of the failure only: then the cancel is found here.
+        while not current.cancelling():
             try:
                 fence = await place.ledger.leases.take(LEASE, owner, LEASE_TTL)
                 if fence is None:

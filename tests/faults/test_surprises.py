@@ -13,6 +13,8 @@ import worker.registries
 from ledger.build import Reason, State
 from ledger.errors import LedgerUnavailable, RegistryDenied
 from ledger.projects import parse_projects
+from ledger.settings import Settings
+from ledger.store import Ledger
 from producer.cancel import cancel_build
 from tests.faults.test_promises import push, started, submit
 from worker.admission import dispatch
@@ -21,7 +23,7 @@ from worker.ending import end_attempt
 from worker.logs import Captures
 from worker.outcome import Outcome
 from worker.registries import Registries
-from worker.watcher import _watch_due
+from worker.watcher import _watch_due, stand_by
 
 HOUR = timedelta(hours=1)
 
@@ -145,3 +147,48 @@ async def test_a_pod_that_vanished_leaves_no_capture_behind(site, registry):
     async with asyncio.timeout(5):
         while captures._captures:
             await asyncio.sleep(0.01)
+
+
+async def test_a_leader_that_fails_while_it_is_stopped_stops(site, registry, monkeypatch):
+    """A task group tells of its children's failures and drops the cancel: SIGTERM was ignored, for ever."""
+    leading, failing = asyncio.Event(), asyncio.Event()
+
+    async def events(*_, **__):
+        leading.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            failing.set()
+            raise LedgerUnavailable
+
+    monkeypatch.setattr(type(site.ledger), "events", events)
+    standing = asyncio.create_task(stand_by(site.place, site.nudges))
+    async with asyncio.timeout(5):
+        await leading.wait()
+    standing.cancel()
+    done, _ = await asyncio.wait({standing}, timeout=5)
+    assert done
+    assert failing.is_set()
+    assert await site.ledger.leases.holder("watch") is None
+
+
+async def test_a_cancel_reaches_whoever_asks_the_ledger(redis_url):
+    """redis-py 8.1 swallows one in some: whoever asked in a loop went on for ever."""
+
+    async def ask_for_ever(ask) -> None:
+        while True:
+            await ask()
+
+    for number in range(40):
+        ledger = Ledger.open(Settings(redis_url=redis_url))
+        asking = [asyncio.create_task(ask_for_ever(ask)) for ask in (ledger.due, ledger.next_due, ledger.slots, ledger.projects)]
+        for _ in range(number):  # a little later each time: mid-connect, mid-answer, in between
+            await asyncio.sleep(0)
+        for task in asking:
+            task.cancel()
+        done, going_on = await asyncio.wait(asking, timeout=2)
+        for task in going_on:
+            task.cancel()
+        await asyncio.wait(asking)
+        await ledger.close()
+        assert not going_on, f"{len(going_on)} of {len(done)} went on, cancelled after {number} turns of the loop"

@@ -96,7 +96,8 @@ class Api:
             body=body,
             auth_settings=["BearerToken"],
             _preload_content=False,
-            _request_timeout=aiohttp.ClientTimeout(connect=limits[0], sock_connect=limits[0], sock_read=limits[1]),
+            # No limit on `connect`, which is also the wait for a free connection: each that is in use ends in time by itself.
+            _request_timeout=aiohttp.ClientTimeout(sock_connect=limits[0], sock_read=limits[1]),
         )
         try:
             yield response
