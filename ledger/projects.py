@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
+from ledger.documents import compose_yaml, read_yaml
 from ledger.errors import Problem, ProjectsInvalid, RequestInvalid
 from ledger.fields import CloneUrl, Frozen, Name, Project, RegistryHost
 from ledger.policy import Policy, pattern_of
@@ -216,8 +217,7 @@ def read_projects(path: Path) -> Projects:
 
 def parse_projects(text: str, name: str = "projects.yaml") -> Projects:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        root, data = compose_yaml(text), read_yaml(text)
     except yaml.YAMLError as error:
         raise ProjectsInvalid(f"{name}: not YAML: {error}") from None
     try:

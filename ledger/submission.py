@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from ledger.build import Build, State, moment
 from ledger.deadlines import allowance
-from ledger.errors import NotFound, PolicyDenied, Problem
+from ledger.errors import NotFound, Problem, RequestInvalid
 from ledger.events import queued
 from ledger.policy import Policy, check
 from ledger.projects import ProjectSettings
@@ -130,5 +130,5 @@ class Submission:
 def draft(request: BuildRequest, key: str | None = None) -> Draft:
     """A new build for a request, with its id."""
     if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
-        raise PolicyDenied([Problem("idempotency_key", repr(key)[:80], "must be 1 to 200 printable characters")])
+        raise RequestInvalid([Problem("idempotency_key", repr(key)[:80], "must be 1 to 200 printable characters")])
     return Draft(str(uuid7()), request, key or "")

@@ -51,7 +51,7 @@ def create_app(ledger: Ledger, settings: Settings, *, anyone: bool = False) -> S
             Route("/readyz", health.ready, methods=["GET"]),
             Route("/metrics", health.metrics, methods=["GET"]),
         ],
-        exception_handlers={CrabpotError: _told, HTTPException: _refused},
+        exception_handlers={CrabpotError: _told, HTTPException: _refused, Exception: _broken},
     )
     app.state.ledger, app.state.settings = ledger, settings
     app.add_middleware(_Gate, settings=settings, anyone=anyone)
@@ -88,6 +88,12 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = error.detail if error.status_code not in (404, 405) else f"{request.method} {request.url.path} is not part of the API"
     return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: told as a fault of ours, with its trace in the log."""
+    log.error("request_broken", method=request.method, path=request.url.path, exc_info=error)
+    return problem(500, "Internal Server Error", "crabpot has a fault here; the server's log tells which (event request_broken)")
 
 
 class _Gate:

@@ -10,17 +10,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ledger.build import Build, State
-from ledger.errors import NotFound, Problem, RequestInvalid
+from ledger.errors import NotFound
 from ledger.logbook import Line
 from ledger.request import BuildRequest
 from ledger.store import Ledger
 from producer.api.body import read_capped
+from producer.api.queries import LogsQuery, PageQuery, ShowQuery
 from producer.cancel import cancel_build
 from producer.submit import submit_build_async
 
 REQUEST_LIMIT = 1 << 20
 """Bytes of a build request."""
-_PAGE = 50
 
 
 async def create(request: Request) -> Response:
@@ -35,27 +35,24 @@ async def create(request: Request) -> Response:
 
 async def page(request: Request) -> Response:
     """GET /v1/builds?project=&state=&cursor=&limit=: newest first."""
-    query = request.query_params
-    state, limit = query.get("state"), query.get("limit", str(_PAGE))
-    if state is not None and state not in set(State):
-        raise RequestInvalid([Problem("state", repr(state), f"must be one of {', '.join(State)}")])
-    if not limit.isdigit() or not 0 < int(limit) <= 500:
-        raise RequestInvalid([Problem("limit", repr(limit), "must be a number from 1 to 500")])
-    found = await _ledger(request).page(
-        project=query.get("project"), state=State(state) if state else None, cursor=query.get("cursor"), limit=int(limit)
-    )
+    query = PageQuery.of(request)
+    cursor = str(query.cursor) if query.cursor else None
+    found = await _ledger(request).page(project=query.project, state=query.state, cursor=cursor, limit=query.limit)
     return JSONResponse({"builds": [told(build) for build in found.builds], "cursor": found.cursor})
 
 
 async def show(request: Request) -> Response:
-    """GET /v1/builds/{id}: the record; with ?follow=1 a line of JSON now and after every change, until it has ended."""
-    ledger, build = _ledger(request), request.path_params["build"]
+    """GET /v1/builds/{id}: the record; with ?follow=1 a line of JSON now and after every change, until it has ended or ?timeout= is over.
+
+    A line comes every quarter of a minute at least, so that no proxy takes the answer for dead.
+    """
+    ledger, build, query = _ledger(request), request.path_params["build"], ShowQuery.of(request)
     record = await ledger.read(build)
-    if request.query_params.get("follow") != "1":
+    if not query.follow:
         return JSONResponse(told(await explained(ledger, record)))
 
     async def changes() -> AsyncIterator[str]:
-        async with ledger.changes(build) as records:
+        async with ledger.changes(build, query.timeout) as records:
             async for change in records:
                 yield json.dumps(told(await explained(ledger, change))) + "\n"
 
@@ -64,22 +61,18 @@ async def show(request: Request) -> Response:
 
 async def logs(request: Request) -> Response:
     """GET /v1/builds/{id}/logs?attempt=&follow=1&timestamps=1: the log as text; followed, until the build has ended."""
-    ledger, query = _ledger(request), request.query_params
+    ledger, query = _ledger(request), LogsQuery.of(request)
     record = await ledger.read(request.path_params["build"])
-    attempt = query.get("attempt")
-    if attempt is not None and not (attempt.isdigit() and 0 < int(attempt) <= max(record.attempt, 1)):
-        raise NotFound(f"build {record.id} has no attempt {attempt[:20]}; it has {record.attempt}")
-    stamped = query.get("timestamps") == "1"
-    if query.get("follow") == "1":
-        lines = _followed(ledger, record, int(attempt) if attempt else None)
-    else:
-        lines = _stored(ledger, record, int(attempt) if attempt else record.attempt)
+    if query.attempt is not None and query.attempt > max(record.attempt, 1):
+        raise NotFound(f"build {record.id} has no attempt {query.attempt}; it has {record.attempt}")
+    lines = _followed(ledger, record, query.attempt) if query.follow else _stored(ledger, record, query.attempt or record.attempt)
 
     async def text() -> AsyncIterator[str]:
         async for batch in lines:
             if batch:
                 yield "".join(
-                    f"{line.time.isoformat(timespec='milliseconds')} {line.text}\n" if stamped else f"{line.text}\n" for line in batch
+                    f"{line.time.isoformat(timespec='milliseconds')} {line.text}\n" if query.timestamps else f"{line.text}\n"
+                    for line in batch
                 )
 
     return StreamingResponse(text(), media_type="text/plain; charset=utf-8")

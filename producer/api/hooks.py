@@ -36,9 +36,11 @@ async def github(request: Request) -> Response:
         detail = "the signature does not match; set the same secret in the forge's webhook and in the projects file's webhook_secret"
         return JSONResponse({"title": "Unauthorized", "status": 401, "detail": detail}, 401, media_type="application/problem+json")
     pushed = read_push(request.headers, payload)
-    if isinstance(pushed, Ignored):
-        return JSONResponse({"ignored": pushed.why})
     name, project = found
+    if isinstance(pushed, Ignored):
+        if pushed.deleted_ref:
+            await ledger.forget_ref(name, pushed.deleted_ref)
+        return JSONResponse({"ignored": pushed.why})
     drafts = [draft(wanted) for wanted in project.requests(name, pushed.ref, pushed.commit)]
     if not drafts:
         return JSONResponse({"ignored": f"no rule of project {name} matches {pushed.ref}"})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import click
 
 from ledger.build import State
+from ledger.errors import ServerUnavailable
 from producer.cli.client import Client, connected
 from producer.cli.output import ENDS, on_terminal, say_build, say_builds, say_json
 
@@ -85,16 +85,14 @@ def cancel(build: str, as_json: bool) -> None:
 
 def await_end(client: Client, build: str, timeout: float | None, *, as_json: bool) -> int:
     """Follow a build to its end, telling of its states on the way; the exit code."""
-    deadline = None if timeout is None else time.monotonic() + timeout
     last: dict[str, Any] = {}
-    try:
-        for record in client.changes(build, timeout):
-            if record["state"] != last.get("state") and not as_json:
-                _tell_state(record)
-            last = record
-            if deadline is not None and time.monotonic() > deadline and record["state"] not in ENDS:
-                raise TimeoutError
-    except TimeoutError:
+    for record in client.changes(build, timeout):
+        if record["state"] != last.get("state") and not as_json:
+            _tell_state(record)
+        last = record
+    if last.get("state") not in ENDS:
+        if timeout is None:
+            raise ServerUnavailable(f"the server ended its answer before build {build} had ended; `crabpot wait {build}` goes on waiting")
         click.echo(f"crabpot: {build} is still {last.get('state', 'waited for')} after {timeout:g} s", err=True)
         return TIME_IS_UP
     if as_json:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -28,6 +29,8 @@ from ledger.errors import (
 from ledger.settings import Settings, settings
 
 _START_SECONDS = 10.0
+_PULSE = 60.0
+"""Seconds of silence after which a followed build's server is taken for gone; it says the record again every quarter of this."""
 
 
 class Client:
@@ -37,43 +40,58 @@ class Client:
         self._http = http
 
     def submit(self, request: dict[str, Any], key: str | None) -> dict[str, Any]:
-        return self._json("POST", "/v1/builds", json=request, headers={"Idempotency-Key": key} if key else {})
+        return self._json("POST", "/v1/builds", "id", json=request, headers={"Idempotency-Key": key} if key else {})
 
     def page(self, **query: str | int | None) -> dict[str, Any]:
-        return self._json("GET", "/v1/builds", params={key: value for key, value in query.items() if value is not None})
+        return self._json("GET", "/v1/builds", "builds", params={key: value for key, value in query.items() if value is not None})
 
     def show(self, build: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/builds/{build}")
+        return self._json("GET", _path(build), "id")
 
     def cancel(self, build: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/builds/{build}/cancel")
+        return self._json("POST", f"{_path(build)}/cancel", "id")
 
     def changes(self, build: str, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """The record now and after every change, until it has ended. TimeoutError where nothing came for `timeout` seconds."""
-        with self._stream(f"/v1/builds/{build}", {"follow": "1"}, timeout) as answer:
+        """The record now and after every change, until it has ended or `timeout` seconds are over."""
+        query = {"follow": "1"} if timeout is None else {"follow": "1", "timeout": str(timeout)}
+        with self._stream(_path(build), query, _PULSE) as answer:
             for line in answer.iter_lines():
-                yield json.loads(line)
+                yield self._told(line, "state")
 
     def logs(self, build: str, **query: str | int | None) -> Iterator[str]:
         """The log's text as it comes."""
         given = {key: str(value) for key, value in query.items() if value is not None}
-        with self._stream(f"/v1/builds/{build}/logs", given, None) as answer:
+        with self._stream(f"{_path(build)}/logs", given, None) as answer:
             yield from answer.iter_text()
 
-    def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+    def _json(self, method: str, path: str, key: str, **more: Any) -> dict[str, Any]:
         with _translated(self._http):
             answer = self._http.request(method, path, **more)
             _check(answer)
-            told: dict[str, Any] = answer.json()
-            return told
+            return self._told(answer.text, key)
+
+    def _told(self, text: str, key: str) -> dict[str, Any]:
+        """The JSON object of an answer, which has this key if the server is one of ours."""
+        try:
+            told = json.loads(text)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict) or key not in told:
+            where = str(self._http.base_url)
+            raise SettingsInvalid([Problem("CRABPOT_URL", where, "must be a crabpot server's address; this one answers something else")])
+        return told
 
     @contextmanager
-    def _stream(self, path: str, query: dict[str, str], timeout: float | None) -> Iterator[httpx.Response]:
-        with _translated(self._http), self._http.stream("GET", path, params=query, timeout=httpx.Timeout(30.0, read=timeout)) as answer:
-            if answer.is_error:
+    def _stream(self, path: str, query: dict[str, str], silence: float | None) -> Iterator[httpx.Response]:
+        with _translated(self._http), self._http.stream("GET", path, params=query, timeout=httpx.Timeout(30.0, read=silence)) as answer:
+            if not answer.is_success:
                 answer.read()
             _check(answer)
             yield answer
+
+
+def _path(build: str) -> str:
+    return f"/v1/builds/{quote(build, safe='') or '%20'}"
 
 
 @contextmanager
@@ -134,8 +152,6 @@ def _translated(http: httpx.Client) -> Iterator[None]:
     where = str(http.base_url).rstrip("/")
     try:
         yield
-    except httpx.ReadTimeout:
-        raise TimeoutError from None
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise SettingsInvalid([Problem("CRABPOT_URL", where, f"must be an http or https URL ({error})")]) from None
     except httpx.HTTPError as error:
@@ -144,8 +160,11 @@ def _translated(http: httpx.Client) -> Iterator[None]:
 
 def _check(answer: httpx.Response) -> None:
     """The server's problem as the error that it was there."""
-    if not answer.is_error:
+    if answer.is_success:
         return
+    if answer.is_redirect:
+        there = f"must be the server's own address; this one sends elsewhere, to {answer.headers.get('location', 'nowhere')}"
+        raise SettingsInvalid([Problem("CRABPOT_URL", str(answer.request.url), there)])
     try:
         told = answer.json()
         detail = str(told["detail"])

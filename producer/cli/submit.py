@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 import click
 import yaml
 
+from ledger.documents import read_yaml
 from ledger.errors import RequestInvalid
 from producer.cli.builds import await_end
 from producer.cli.client import connected
@@ -66,8 +68,9 @@ def submit(
 
 def _read(file: TextIO) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file)
-    except yaml.YAMLError as error:
+        found = read_yaml(file.read())
+        json.dumps(found)  # an alias within itself has no JSON
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RequestInvalid(f"{file.name} is neither YAML nor JSON: {error}") from None
     if not isinstance(found, dict):
         raise RequestInvalid(f"{file.name} must hold a request as a mapping; docs/requests.md lists its fields")
@@ -101,4 +104,9 @@ def _resolve(url: str, ref: str | None) -> str:
         raise RequestInvalid(
             f"{url} has no {name}, or cannot be read ({found.stderr.strip() or 'no such ref'}); give the commit with --commit"
         )
-    return found.stdout.splitlines()[-1].split()[0]
+    # git answers with every ref whose name ends so: HEAD also finds refs/remotes/origin/HEAD.
+    commits = {told: commit for commit, _, told in (line.partition("\t") for line in found.stdout.splitlines())}
+    commit = commits.get(f"{name}^{{}}") or commits.get(name)
+    if not commit:
+        raise RequestInvalid(f"{url} has no {name}; give the full ref, as {next(iter(commits), 'refs/heads/main').removesuffix('^{}')}")
+    return commit

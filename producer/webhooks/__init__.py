@@ -21,3 +21,4 @@ class Ignored:
     """A request that is well, and that makes no build."""
 
     why: str
+    deleted_ref: str | None = None

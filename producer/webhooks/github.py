@@ -57,11 +57,12 @@ def read_push(headers: Mapping[str, str], payload: Mapping[str, Any]) -> PushEve
     delivery = next((headers[name] for name in _DELIVERIES if headers.get(name)), "")
     if not 0 < len(delivery) <= 200 or not delivery.isprintable():
         raise _bad("X-GitHub-Delivery", repr(delivery[:40]), "must be the delivery's id")
-    ref, commit = payload.get("ref"), payload.get("after")
-    if payload.get("deleted") is True or (isinstance(commit, str) and commit and not commit.strip("0")):
-        return Ignored("the ref was deleted")
+    commit = payload.get("after")
     try:
-        return PushEvent(delivery, repository_of(payload), parse_git_ref(_text("ref", ref)), parse_commit(_text("after", commit)))
+        ref = parse_git_ref(_text("ref", payload.get("ref")))
+        if payload.get("deleted") is True or (isinstance(commit, str) and commit and not commit.strip("0")):
+            return Ignored("the ref was deleted", deleted_ref=ref)
+        return PushEvent(delivery, repository_of(payload), ref, parse_commit(_text("after", commit)))
     except ValueError as error:
         raise WebhookInvalid(str(error)) from None
 

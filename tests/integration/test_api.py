@@ -62,7 +62,12 @@ async def test_an_idempotency_key_gives_the_first_build(api):
         ("GET", "/v1/builds/nope/logs", None, 404, "crabpot list"),
         ("POST", "/v1/builds/nope/cancel", None, 404, "crabpot list"),
         ("GET", "/v1/builds?state=odd", None, 400, "queued"),
-        ("GET", "/v1/builds?limit=0", None, 400, "500"),
+        ("GET", "/v1/builds?limit=0", None, 400, "limit"),
+        ("GET", "/v1/builds?limit=%C2%B2", None, 400, "limit"),
+        ("GET", "/v1/builds?cursor=garbage", None, 400, "cursor"),
+        ("GET", "/v1/builds?sate=queued", None, 400, "sate"),
+        ("GET", "/v1/builds/nope?follow=1&timeout=never", None, 400, "timeout"),
+        ("GET", "/v1/builds/nope/logs?attempt=0", None, 400, "attempt"),
         ("GET", "/nowhere", None, 404, "not part of the API"),
         ("DELETE", "/v1/builds", None, 405, "not part of the API"),
     ],
@@ -72,6 +77,38 @@ async def test_a_refusal_is_a_problem_that_says_what_to_do(api, method, path, bo
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert said in answer.json()["detail"]
+
+
+async def test_a_bad_idempotency_key_names_itself(api):
+    answer = await api.post("/v1/builds", json=request_fields(), headers={"Idempotency-Key": "k" * 300})
+    assert (answer.status_code, answer.json()["problems"][0]["path"]) == (400, "idempotency_key")
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other(api, ledger):
+    first, odd, last = await submitted(api), await submitted(api), await submitted(api)
+    await ledger.connection.command("HSET", ledger.connection.keys.build(odd), "state", "from the future")
+    found = (await api.get("/v1/builds", params={"limit": 2})).json()
+    assert [entry["id"] for entry in found["builds"]] == [last]
+    rest = (await api.get("/v1/builds", params={"limit": 2, "cursor": found["cursor"]})).json()
+    assert [entry["id"] for entry in rest["builds"]] == [first]
+
+
+async def test_a_fault_of_ours_is_a_problem_too(ledger, settings, monkeypatch):
+    async def broken(*_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(ledger, "read", broken)
+    async with served(ledger, settings) as api:
+        answer = await api.get("/v1/builds/x")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "nobody foresaw" not in answer.text
+
+
+async def test_following_ends_with_its_time(api):
+    build = await submitted(api)
+    async with asyncio.timeout(10):
+        answer = await api.get(f"/v1/builds/{build}", params={"follow": "1", "timeout": "0.05"})
+    assert [json.loads(line)["state"] for line in answer.text.splitlines()] == ["queued", "queued"]
 
 
 async def test_a_large_request_is_refused(api):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -129,6 +130,103 @@ async def test_nobody_there(crabpot):
     assert (code, "CRABPOT_URL" in err) == (4, True)
     code, _, err = await crabpot("list", CRABPOT_REDIS_URL="http://x")
     assert (code, "redis://" in err) == (2, True)
+
+
+@pytest.mark.parametrize("build", ["a/b", "a?b", "", "..", "%2e"])
+async def test_an_odd_id_is_just_not_there(crabpot, build):
+    code, out, err = await crabpot("show", build)
+    assert (code, out, "Traceback" in err) == (3, "", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"project: demo\nproject: other\n", "line 2"),
+        (b"priority: .nan\n", "line 1"),
+        (b"a: &a [*a]\n", "neither YAML nor JSON"),
+        (b"\xff\xfe", "neither YAML nor JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1]", "mapping"),
+    ],
+)
+async def test_a_file_that_is_no_request(crabpot, tmp_path, text, said):
+    (tmp_path / "request.yaml").write_bytes(text)
+    code, out, err = await crabpot("submit", "--file", str(tmp_path / "request.yaml"))
+    assert (code, out, "Traceback" in err) == (2, "", False)
+    assert said in err
+
+
+async def test_a_date_in_a_file_stays_as_it_is_written(crabpot, ledger):
+    text = yaml.safe_dump(request_fields()) + "build_args:\n  DAY: 2026-11-24\n"
+    code, out, err = await crabpot("submit", "--file", "-", given=text)
+    assert (code, err) == (0, "")
+    assert (await ledger.read(out.strip())).request.build_args == {"DAY": "2026-11-24"}
+
+
+@pytest.fixture
+async def another_server():
+    """A server that is not crabpot's, as a wrong CRABPOT_URL finds it: gives its address; the answer is set on it."""
+
+    class Server:
+        answer = b""
+        url = ""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(Server.answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        Server.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield Server
+
+
+@pytest.mark.parametrize("command", [["list"], ["wait", "x"]])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"HTTP/1.1 301 Moved\r\nLocation: https://crabpot.example.com/\r\nContent-Length: 0\r\n\r\n", 2),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", 4),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", 2),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", 2),
+        (b"garbage\r\n\r\n", 4),
+    ],
+)
+async def test_a_server_that_is_not_crabpots(crabpot, another_server, command, answer, code):
+    another_server.answer = answer
+    found, _, err = await crabpot(*command, CRABPOT_URL=another_server.url)
+    assert (found, "Traceback" in err) == (code, False)
+    assert "CRABPOT_URL" in err or another_server.url in err
+
+
+async def test_an_answer_that_ends_too_early(crabpot, another_server):
+    another_server.answer = b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"state": "queued"}\n'
+    code, out, err = await crabpot("wait", "x", CRABPOT_URL=another_server.url)
+    assert (code, out, "crabpot wait x" in err) == (4, "queued\n", True)
+
+
+async def test_the_commit_of_a_ref_is_that_of_no_other(crabpot, ledger, tmp_path):
+    """`git ls-remote` answers with every ref whose name ends in what was asked for."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    commits = []
+    subprocess.run(["git", "init", "-q", "-b", "main", str(tmp_path)], check=True)
+    for message in "one", "two":
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", message], check=True)
+        commits.append(subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip())
+    subprocess.run([*git, "update-ref", "refs/remotes/origin/HEAD", commits[0]], check=True)
+    subprocess.run([*git, "tag", "-a", "v1.0.0", "-m", "v1", commits[0]], check=True)
+    rewritten = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{tmp_path}.insteadOf", "GIT_CONFIG_VALUE_0": URL}
+
+    async def resolved(*options: str) -> str:
+        code, out, err = await crabpot("submit", "--project", "demo", "--git", URL, *options, "-t", IMAGE, **rewritten)
+        assert (code, err) == (0, "")
+        return (await ledger.read(out.strip())).request.source.commit
+
+    assert await resolved() == commits[1]
+    assert await resolved("--ref", "refs/tags/v1.0.0") == commits[0]
+    code, _, err = await crabpot("submit", "--project", "demo", "--git", URL, "--ref", "main", "-t", IMAGE, **rewritten)
+    assert (code, "refs/heads/main" in err) == (2, True)
 
 
 async def test_a_wait_has_its_time(crabpot):

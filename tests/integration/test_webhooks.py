@@ -43,6 +43,13 @@ async def test_the_same_push_makes_no_second_build(forge, ledger):
     assert (await ledger.count())[State.QUEUED] == 4
 
 
+async def test_a_ref_that_was_deleted_may_come_back_at_its_commit(forge, ledger):
+    assert (await forge.post(HOOK, **signed(push(A)))).status_code == 202
+    assert (await forge.post(HOOK, **signed(push("0" * 40, deleted=True), delivery="d2"))).status_code == 200
+    assert (await forge.post(HOOK, **signed(push(A), delivery="d3"))).status_code == 202
+    assert (await ledger.count())[State.QUEUED] == 2
+
+
 @pytest.mark.parametrize(
     "delivery",
     [

@@ -57,6 +57,7 @@ def test_a_push_makes_one_request_per_image_by_its_first_rule():
         ("version: 1\nprojects:\n  a: {names: [t/x]}\n  b: {names: [T/X]}\n", 4, "belongs to project a"),
         ("version: 1\nprojects:\n  a:\n    webhook_secret: hunter2\n", 4, "webhook_secret"),
         ("projects: [", 1, "not YAML"),
+        ("version: 1\nprojects:\n  a: {}\n  b: {}\n  a: {}\n", 3, "once"),
         ("", 1, "projects"),
     ],
 )
