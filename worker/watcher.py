@@ -53,7 +53,8 @@ async def stand_by(place: Place, nudges: Nudges) -> None:
                     await asyncio.sleep(LEASE_TTL.total_seconds() / 4)
                     continue
                 log.info("leads", owner=owner, fence=fence)
-                await lead(place, nudges, Fence(LEASE, fence), owner)
+                # A task of its own: a task group that fails leaves the task that it is in marked as cancelled (until Python 3.13).
+                await asyncio.create_task(lead(place, nudges, Fence(LEASE, fence), owner))
             except* CrabpotError as group:
                 for error in group.exceptions:
                     log.warning("lead_lost", error=str(error), kind=type(error).__name__)

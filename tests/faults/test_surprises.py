@@ -172,6 +172,29 @@ async def test_a_leader_that_fails_while_it_is_stopped_stops(site, registry, mon
     assert await site.ledger.leases.holder("watch") is None
 
 
+async def test_a_leader_that_lost_the_lead_leads_again(site, registry, monkeypatch):
+    """A task group that fails leaves its task marked as cancelled (Python 3.11): the watcher ended for good at the first outage of Redis."""
+    lost = 0
+    wait_for_events = type(site.ledger).events
+
+    async def events(*arguments, **options):
+        nonlocal lost
+        lost += 1
+        if lost <= 3:
+            raise LedgerUnavailable
+        return await wait_for_events(*arguments, **options)
+
+    monkeypatch.setattr(type(site.ledger), "events", events)
+    standing = asyncio.create_task(stand_by(site.place, site.nudges))
+    async with asyncio.timeout(15):
+        while lost <= 3:
+            assert not standing.done()
+            await asyncio.sleep(0.01)
+    standing.cancel()
+    await asyncio.wait({standing}, timeout=5)
+    assert standing.done()
+
+
 async def test_a_cancel_reaches_whoever_asks_the_ledger(redis_url):
     """redis-py 8.1 swallows one in some: whoever asked in a loop went on for ever."""
 
