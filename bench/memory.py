@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from bench.figure import Figure
@@ -111,13 +111,12 @@ def _crowd(number: int) -> BuildRequest:
 def _clear() -> None:
     """The crowd's pods run for ever and hold our finalizer: take both away."""
     kubectl = ["kubectl", "--namespace", NAMESPACE]
-    names = subprocess.run([*kubectl, "get", "pods", "-o", "name"], capture_output=True, text=True, check=True).stdout.split()
-    subprocess.run([*kubectl, "delete", "pods", "--all", "--wait=false"], capture_output=True, check=False)
-    time.sleep(1)
-    for name in names:
-        subprocess.run(
-            [*kubectl, "patch", name, "--type=merge", "--patch", '{"metadata":{"finalizers":null}}'], capture_output=True, check=False
-        )
+    pods = json.loads(subprocess.run([*kubectl, "get", "pods", "--output", "json"], capture_output=True, check=True).stdout)
+    for pod in pods["items"]:
+        pod["metadata"] = {name: pod["metadata"][name] for name in ("name", "namespace", "uid", "labels")}
+    # One process for all: a thousand kubectls take four minutes.
+    subprocess.run([*kubectl, "replace", "--filename", "-"], input=json.dumps(pods).encode(), capture_output=True, check=False)
+    subprocess.run([*kubectl, "delete", "pods", "--all", "--grace-period=0", "--force"], capture_output=True, check=False)
 
 
 if __name__ == "__main__":

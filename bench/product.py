@@ -99,6 +99,9 @@ def product(url: str, projects: str, namespace: str, kubeconfig: str) -> Iterato
     try:
         asyncio.run(_leads(url))
         yield worker.pid, watcher.pid
+        for process in (worker, watcher):
+            if process.poll() is not None:
+                raise RuntimeError(f"{process.args} ended by itself, with {process.returncode}: its figures are none")
     finally:
         for process in (worker, watcher):
             process.terminate()

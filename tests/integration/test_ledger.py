@@ -49,7 +49,7 @@ async def test_an_idempotency_key_gives_the_first_build(ledger):
     assert again.id == first.id
     assert again.request == first.request
     assert (await ledger.count())[State.QUEUED] == 1
-    with pytest.raises(PolicyDenied, match="idempotency_key"):
+    with pytest.raises(RequestInvalid, match="idempotency_key"):
         await submit_build_async(make_request(), idempotency_key="", ledger=ledger)
 
 
