@@ -51,17 +51,23 @@ def measure() -> list[Figure]:
     return [
         Figure(
             f"memory above idle with {CROWD} builds in flight",
-            (crowd - idle) / 2**20,
+            (sum(crowd) - sum(idle)) / 2**20,
             64,
             "MiB",
-            detail=f"idle {idle / 2**20:.0f} MiB in two processes",
+            detail=f"worker {_growth(idle, crowd, 0)}, watcher {_growth(idle, crowd, 1)}",
         ),
-        Figure("memory a followed pod", (followed - crowd) / 2**20 / FOLLOWED, 0.5, "MiB", detail=f"{FOLLOWED} real pods"),
+        Figure(
+            "memory a followed pod",
+            (followed[1] - crowd[1]) / 2**20 / FOLLOWED,
+            0.5,
+            "MiB",
+            detail=f"{FOLLOWED} real pods; watcher {_growth(crowd, followed, 1)}",
+        ),
     ]
 
 
-async def _after(url: str, processes: tuple[int, int], requests: list[BuildRequest], *, warm: bool = False) -> int:
-    """Submit, wait until all of them run, let things settle; the processes' memory then."""
+async def _after(url: str, processes: tuple[int, int], requests: list[BuildRequest], *, warm: bool = False) -> tuple[int, ...]:
+    """Submit, wait until all of them run, let things settle; each process's memory then."""
     ledger = Ledger.open(Settings(redis_url=url))
     before = (await ledger.count())[State.RUNNING]
     for wanted in requests:
@@ -74,7 +80,11 @@ async def _after(url: str, processes: tuple[int, int], requests: list[BuildReque
                 await asyncio.sleep(0.5)
     await asyncio.sleep(5)
     await ledger.close()
-    return sum(_memory(process) for process in processes)
+    return tuple(_memory(process) for process in processes)
+
+
+def _growth(before: tuple[int, ...], after: tuple[int, ...], process: int) -> str:
+    return f"{before[process] / 2**20:.0f} to {after[process] / 2**20:.0f} MiB"
 
 
 def _memory(process: int) -> int:
@@ -113,7 +123,7 @@ def _clear() -> None:
     kubectl = ["kubectl", "--namespace", NAMESPACE]
     pods = json.loads(subprocess.run([*kubectl, "get", "pods", "--output", "json"], capture_output=True, check=True).stdout)
     for pod in pods["items"]:
-        pod["metadata"] = {name: pod["metadata"][name] for name in ("name", "namespace", "uid", "labels")}
+        pod["metadata"] = {name: pod["metadata"][name] for name in ("name", "namespace", "uid", "labels", "annotations")}
     # One process for all: a thousand kubectls take four minutes.
     subprocess.run([*kubectl, "replace", "--filename", "-"], input=json.dumps(pods).encode(), capture_output=True, check=False)
     subprocess.run([*kubectl, "delete", "pods", "--all", "--grace-period=0", "--force"], capture_output=True, check=False)

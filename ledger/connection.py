@@ -1,6 +1,7 @@
 """The way to Redis: connecting, the Lua scripts, and redis-py's errors said as ours. Nothing else imports redis.
 
-One connection pool per process and event loop. The scripts are loaded by their digest and sent whole only when Redis does not know them.
+Two connection pools per process and event loop: a few connections for commands, which many tasks share in turn, and one connection for
+each that waits for something to happen. The scripts are loaded by their digest and sent whole only when Redis does not know them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from ledger.keys import Keys
 ANSWER_TIMEOUT = 10.0
 """Seconds that Redis has for an answer. It answers in under a millisecond; longer than this is a broken connection."""
 _RETRIES = 2
+_COMMANDS = 32
+"""Connections for commands. Redis answers one at a time: more would not be faster, and a thousand tasks would open a thousand."""
+_TURN = 60.0
+"""Seconds to wait for one of them. Each is given back within the time for an answer and its repeats."""
 
 Answer = Any
 """What Redis sends back: bytes, numbers, None, and lists of them."""
@@ -147,24 +152,27 @@ class Connection:
     def __init__(self, url: str, keys: Keys) -> None:
         self.keys = keys
         retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES)
-        self.redis = redis.asyncio.Redis.from_url(url, retry=retry, max_connections=512, **_COMMON)
+        kept: dict[str, Any] = {"retry": retry, **_COMMON}
+        commands = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=_COMMANDS, timeout=_TURN, **kept)
+        self._commands = redis.asyncio.Redis.from_pool(commands)
+        self._waits = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)
 
     async def run(self, name: str, *arguments: str | float | bytes) -> Answer:
         digest, text = script(name)
         with _asked():
             try:
-                return await self.redis.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
+                return await self._commands.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
             except exceptions.NoScriptError:
-                return await self.redis.execute_command("EVAL", text, 0, self.keys.root, *arguments)
+                return await self._commands.execute_command("EVAL", text, 0, self.keys.root, *arguments)
 
     async def command(self, *words: str | float | bytes) -> Answer:
         with _asked():
-            return await self.redis.execute_command(*words)
+            return await self._commands.execute_command(*words)
 
     async def commands(self, *commands: tuple[str | float | bytes, ...]) -> list[Answer]:
         """Several commands in one round trip."""
         with _asked():
-            async with self.redis.pipeline(transaction=False) as pipeline:
+            async with self._commands.pipeline(transaction=False) as pipeline:
                 for words in commands:
                     pipeline.execute_command(*words)
                 return await pipeline.execute()
@@ -172,7 +180,7 @@ class Connection:
     async def read_stream(self, key: str, after: str, *, block: float, count: int = 500) -> list[tuple[str, dict[str, bytes]]]:
         """Entries of a stream after an id, waiting for the first at most `block` seconds: [(id, fields)]."""
         with _asked():
-            found = await self.redis.xread({key: after}, count=count, block=max(1, int(block * 1000)))
+            found = await self._waits.xread({key: after}, count=count, block=max(1, int(block * 1000)))
         entries = _only_stream(found)
         return [(entry.decode(), {name.decode(): value for name, value in fields.items()}) for entry, fields in entries]
 
@@ -180,7 +188,7 @@ class Connection:
     async def subscribed(self, *channels: str) -> AsyncIterator[PubSub]:
         """A subscription that is in force when the block begins."""
         with _asked():
-            pubsub = self.redis.pubsub()
+            pubsub = self._waits.pubsub()
             try:
                 await pubsub.subscribe(*channels)
                 for _ in channels:
@@ -190,7 +198,8 @@ class Connection:
                 await pubsub.aclose()
 
     async def close(self) -> None:
-        await self.redis.aclose()
+        await self._commands.aclose()
+        await self._waits.aclose()
 
 
 def _only_stream(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

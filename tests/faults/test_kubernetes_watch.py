@@ -152,9 +152,11 @@ async def test_namespaces_are_merged_and_strangers_are_left_out(tmp_path: Path) 
                 made = [event("ADDED", pod_json(version=5, uid="b", launch=other))]
             return await stream(*made, end="hang")(request)
 
-        server.on("list", pods_json(1), pods_json(2))
+        server.on("list", pods_json(1, stranger), pods_json(2, pod_json(uid="b", launch=other)))
         server.on("watch", by_namespace)
-        version = (await cluster.pods()).version
+        listed = await cluster.pods()
+        version = listed.version
+        assert [pod.uid for pod in listed.pods] == ["b"]
         assert {uid for uid, _ in await first(cluster, 2, version)} == {"a", "b"}
         assert {seen.namespace: seen.query["resourceVersion"] for seen in server.seen if seen.kind == "watch"} == {"one": "1", "two": "2"}
         with pytest.raises(WatchExpired):

@@ -111,6 +111,13 @@ async def test_admission_is_atomic_among_many(ledger):
     assert len(await ledger.slots()) == 2
 
 
+async def test_a_thousand_tasks_take_turns_on_a_few_connections(ledger):
+    build = (await submit(ledger))[0]
+    found = await asyncio.gather(*(ledger.read(build.id) for _ in range(1000)))
+    assert {again.id for again in found} == {build.id}
+    assert len((await ledger.connection.command("CLIENT", "LIST")).splitlines()) < 100
+
+
 async def test_priority_goes_first_within_a_project(ledger):
     low, high = (await submit(ledger, priority=-5))[0], (await submit(ledger, priority=7))[0]
     assert high.position == 0

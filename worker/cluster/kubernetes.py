@@ -22,7 +22,7 @@ from worker.cluster.answers import failure_of, refusal_of
 from worker.cluster.connection import JSON, PATCH, Api, Silent
 from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
 from worker.cluster.manifest import CONTAINER, FINALIZER, SELECTOR, pod_manifest
-from worker.cluster.pod_status import read_pod
+from worker.cluster.pod_status import pod_of_ours, read_pod
 from worker.cluster.watching import Pace, follow, lines_of
 
 READABLE = "crabpot.dev/readable"
@@ -120,7 +120,7 @@ class KubernetesCluster:
                 failure = failure_of(answer, f"list pods in {namespace}")
                 # A page's version may expire while the list goes on: the list is to be begun again, not a watch.
                 raise ClusterUnavailable(str(failure)) if isinstance(failure, WatchExpired) else failure
-            pods += (read_pod(raw) for raw in answer.body["items"])
+            pods += filter(None, map(pod_of_ours, answer.body["items"]))
             metadata = answer.body["metadata"]
             if not metadata.get("continue"):
                 self._homes |= {pod.name: namespace for pod in pods}

@@ -9,10 +9,22 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+import structlog
+
 from worker.cluster import Phase, Pod, PodName
 from worker.cluster.manifest import ATTEMPT, BUILD, FINALIZER, PLATFORM
 
+log = structlog.get_logger()
 _FINISHED = frozenset({"Succeeded", "Failed"})
+
+
+def pod_of_ours(raw: Mapping[str, Any]) -> Pod | None:
+    """A pod from its JSON, or None for one that somebody else labelled as ours, or changed beyond recognition: it must not stop the rest."""
+    try:
+        return read_pod(raw)
+    except ValueError as error:
+        log.warning("foreign_pod", error=str(error))
+        return None
 
 
 def read_pod(raw: Mapping[str, Any]) -> Pod:

@@ -16,14 +16,10 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
-import structlog
-
 from ledger.errors import ClusterUnavailable
 from worker.cluster import Phase, Pod
 from worker.cluster.answers import Answer, failure_of
-from worker.cluster.pod_status import read_pod
-
-log = structlog.get_logger()
+from worker.cluster.pod_status import pod_of_ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +96,8 @@ async def follow(open_watch: OpenWatch, since: str, pace: Pace) -> AsyncGenerato
             async with open_watch(version, pace.watch * random.uniform(0.75, 1.25)) as chunks:
                 async for kind, found, newer in events_of(lines_of(chunks)):
                     version = newer
-                    if kind != "BOOKMARK" and (pod := _changed(kind, found)):
-                        yield pod
+                    if kind != "BOOKMARK" and (pod := pod_of_ours(found)):
+                        yield replace(pod, phase=Phase.GONE) if kind == "DELETED" else pod
         except ClusterUnavailable as error:
             trouble = error
         soon = monotonic() - began < min(1.0, pace.watch / 2)
@@ -110,12 +106,3 @@ async def follow(open_watch: OpenWatch, since: str, pace: Pace) -> AsyncGenerato
             raise trouble or ClusterUnavailable("the cluster ends each watch at once; is a proxy in between?")
         if failures:
             await asyncio.sleep(max(pace.pause(failures), (trouble and trouble.retry_after) or 0.0))
-
-
-def _changed(kind: str, found: Mapping[str, Any]) -> Pod | None:
-    try:
-        pod = read_pod(found)
-    except ValueError as error:
-        log.warning("foreign_pod", error=str(error))
-        return None
-    return replace(pod, phase=Phase.GONE) if kind == "DELETED" else pod
