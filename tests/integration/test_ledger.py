@@ -9,7 +9,17 @@ from datetime import timedelta
 import pytest
 
 from ledger.build import Reason, State
-from ledger.errors import FenceLost, LedgerFull, LedgerUnavailable, LedgerUnfit, NotFound, PolicyDenied, RequestInvalid, TooLate, VersionConflict
+from ledger.errors import (
+    FenceLost,
+    LedgerFull,
+    LedgerUnavailable,
+    LedgerUnfit,
+    NotFound,
+    PolicyDenied,
+    RequestInvalid,
+    TooLate,
+    VersionConflict,
+)
 from ledger.events import EventType, event
 from ledger.fitness import require_fit
 from ledger.logbook import Line
