@@ -90,6 +90,8 @@ def product(url: str, projects: str, namespace: str, kubeconfig: str) -> Iterato
         "CRABPOT_KUBECONFIG": kubeconfig,
         "CRABPOT_EXECUTOR_IMAGE": os.environ["CLUSTER_KANIKO_IMAGE"],
         "CRABPOT_LOG_LEVEL": "warning",
+        "MALLOC_ARENA_MAX": "2",  # as in our image
+        "MALLOC_MMAP_THRESHOLD_": "131072",
     }
     asyncio.run(store(url, projects))
     python = Path(sys.executable).parent
