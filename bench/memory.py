@@ -97,7 +97,7 @@ async def _none_runs(url: str) -> None:
 async def _logs_given_up(watcher: int) -> None:
     """The crowd's nodes have no kubelet, so each try to follow a log hangs and fails; a followed pod is the other figure."""
     async with asyncio.timeout(600):
-        while len(os.listdir(f"/proc/{watcher}/fd")) > FOLLOWED * 2:
+        while len(list(Path(f"/proc/{watcher}/fd").iterdir())) > FOLLOWED * 2:
             await asyncio.sleep(1)
 
 
