@@ -144,7 +144,7 @@ def _clear() -> None:
         pod["metadata"] = {name: pod["metadata"][name] for name in ("name", "namespace", "uid", "labels", "annotations")}
     # One process for all: a thousand kubectls take four minutes.
     subprocess.run([*kubectl, "replace", "--filename", "-"], input=json.dumps(pods).encode(), capture_output=True, check=False)
-    subprocess.run([*kubectl, "delete", "pods", "--all", "--grace-period=0", "--force"], capture_output=True, check=False)
+    subprocess.run([*kubectl, "delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"], capture_output=True, check=False)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,7 @@ def _kind(request: web.Request) -> str:
 
 
 @asynccontextmanager
-async def serve(
-    folder: Path, *namespaces: str, pace: Pace = FAST, slots: int = 4
-) -> AsyncIterator[tuple[ScriptedKubernetes, KubernetesCluster]]:
+async def serve(folder: Path, *namespaces: str, pace: Pace = FAST) -> AsyncIterator[tuple[ScriptedKubernetes, KubernetesCluster]]:
     """The server, and a cluster that speaks to it."""
     script = ScriptedKubernetes()
     application = web.Application()
@@ -111,7 +109,7 @@ async def serve(
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
     }
     (folder / "kubeconfig").write_text(json.dumps(config))
-    cluster = KubernetesCluster(namespaces or ("one",), kubeconfig=folder / "kubeconfig", slots=slots, pace=pace)
+    cluster = KubernetesCluster(namespaces or ("one",), kubeconfig=folder / "kubeconfig", pace=pace)
     try:
         yield script, cluster
     finally:

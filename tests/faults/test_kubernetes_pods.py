@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, NotFound
 from tests.faults.scripted_kubernetes import FAST, LAUNCH, Reply, answer, cut, no, page, pod_json, pods_json, serve, silence, stream
+from worker.cluster import PodName
 
 ABSENT = no(404, "NotFound", 'pods "x" not found')
 OTHER_LIFE = no(
@@ -147,13 +149,46 @@ async def test_of_progress_the_last_state_is_kept(tmp_path: Path) -> None:
         assert [entry.text async for entry in cluster.logs(LAUNCH.pod)] == ["objects: 100%, done."]
 
 
-async def test_followed_logs_leave_room_for_everything_else(tmp_path: Path) -> None:
-    async with serve(tmp_path, slots=2) as (server, cluster):
+async def test_every_running_pod_can_be_followed_and_the_rest_goes_on(tmp_path: Path) -> None:
+    """More logs than any default of a pool: one that waited for another's end would come too late for its own."""
+    async with serve(tmp_path) as (server, cluster), AsyncExitStack() as followed:
         server.on("log", stream(line(1, "a"), end="hang"))
         server.on("create", answer(201, pod_json()))
-        async with aclosing(cluster.logs(LAUNCH.pod)) as one, aclosing(cluster.logs(LAUNCH.pod)) as two:
-            await asyncio.gather(anext(one), anext(two))
-            assert (await cluster.launch(LAUNCH)).uid == "uid-1"
+        for _ in range(120):
+            lines = await followed.enter_async_context(aclosing(cluster.logs(LAUNCH.pod)))
+            assert (await anext(lines)).text == "a"
+        assert (await cluster.launch(LAUNCH)).uid == "uid-1"
+
+
+@pytest.mark.parametrize("patience", [10.0, 0.2], ids=["while it is silent", "for some time"])
+async def test_a_silent_node_holds_up_its_own_logs_only(tmp_path: Path, patience: float) -> None:
+    """A dead node's logs all at once would be a hundred hanging requests, and another node's would wait behind them."""
+    names = [PodName(f"crabpot-{number}") for number in range(10)]
+    bodies = [pod_json(launch=replace(LAUNCH, pod=name), uid=f"uid-{name}") for name in names]
+    for name, body in zip(names, bodies, strict=True):
+        body["spec"]["nodeName"] = "sound" if name == names[-1] else "dead"
+    async with serve(tmp_path, pace=replace(FAST, answer=patience, log_silence=30.0)) as (server, cluster):
+        server.on("list", pods_json(1, *bodies))
+        await cluster.pods()
+        asked = asyncio.Event()
+
+        async def note(request: web.Request) -> web.StreamResponse:
+            if server.count("log") == len(names):
+                asked.set()
+            return await silence(request)
+
+        server.on("log", *[note] * 4, stream(line(1, "a"), end="hang"), note)
+        async with asyncio.TaskGroup() as group:
+            hanging = [group.create_task(anext(cluster.logs(name))) for name in names[:-1]]  # type: ignore[arg-type]
+            while server.count("log") < 4:
+                await asyncio.sleep(0.01)
+            async with aclosing(cluster.logs(names[-1])) as lines:
+                assert (await anext(lines)).text == "a"
+            if patience < 1:
+                await asked.wait()
+            assert server.count("log") == (5 if patience > 1 else 10)
+            for task in hanging:
+                task.cancel()
 
 
 async def test_the_newest_warning_explains_a_pod(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ JSON = "application/json"
 PATCH = "application/strategic-merge-patch+json"
 """The kind of patch that takes one thing out of a list and leaves the rest."""
 Pool = Literal["calls", "logs"]
-_POOL = 100
-"""Requests at once besides logs; more wait their turn."""
+_SIZES: dict[Pool, int] = {"calls": 100, "logs": 0}
+"""Requests at once; more wait. Logs have no limit (0) but the pods that run: one that waited for another's end would be lost."""
 
 
 class Silent(ClusterUnavailable):
@@ -37,9 +37,8 @@ class Silent(ClusterUnavailable):
 class Api:
     """The API server: who we are to it, and calls with timeouts whose failures are our errors."""
 
-    def __init__(self, kubeconfig: Path | None, context: str | None, slots: int, pace: Pace) -> None:
+    def __init__(self, kubeconfig: Path | None, context: str | None, pace: Pace) -> None:
         self._kubeconfig, self._context, self._pace = kubeconfig, context, pace
-        self._sizes: dict[Pool, int] = {"calls": _POOL, "logs": slots}
         self._configuration = Configuration()
         self._clients: dict[Pool, ApiClient] = {}
         self._connecting = asyncio.Lock()
@@ -109,12 +108,12 @@ class Api:
             response.close()
 
     async def _connect(self, pool: Pool = "calls") -> ApiClient:
-        """Followed logs have a client of their own, sized to the slots, lest they starve the watch and the creates."""
+        """Followed logs have a client of their own, lest they starve the watch and the creates."""
         async with self._connecting:
             if not self._clients:
                 await self._authenticate()
             if pool not in self._clients:
-                self._configuration.connection_pool_maxsize = self._sizes[pool]
+                self._configuration.connection_pool_maxsize = _SIZES[pool]
                 self._clients[pool] = ApiClient(self._configuration)
             return self._clients[pool]
 

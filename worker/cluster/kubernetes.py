@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from math import ceil
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound, PodConflict, WatchExpired
 from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
@@ -23,6 +23,7 @@ from worker.cluster.connection import JSON, PATCH, Api, Silent
 from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
 from worker.cluster.manifest import CONTAINER, FINALIZER, SELECTOR, pod_manifest
 from worker.cluster.pod_status import pod_of_ours, read_pod
+from worker.cluster.turns import Turns
 from worker.cluster.watching import Pace, follow, lines_of
 
 READABLE = "crabpot.dev/readable"
@@ -31,6 +32,13 @@ WORKER_RIGHTS = (("create", "pods", ""), ("get", "pods", ""))
 WATCH_RIGHTS = (*((verb, "pods", "") for verb in ("list", "watch", "patch", "delete")), ("get", "pods", "log"), ("list", "events", ""))
 """(verb, resource, subresource) that each process's account needs in every namespace of builds."""
 _PAGE = 500
+
+
+class Home(NamedTuple):
+    """Where a pod was last seen."""
+
+    namespace: str
+    node: str | None
 
 
 class KubernetesCluster:
@@ -42,13 +50,12 @@ class KubernetesCluster:
         *,
         kubeconfig: Path | None = None,
         context: str | None = None,
-        slots: int = 256,
         pace: Pace | None = None,
     ) -> None:
-        """`slots`: how many logs may be followed at once."""
         self._namespaces, self._pace = tuple(namespaces), pace or Pace()
-        self._api = Api(kubeconfig, context, slots, self._pace)
-        self._homes: dict[PodName, str] = {}
+        self._api = Api(kubeconfig, context, self._pace)
+        self._homes: dict[PodName, Home] = {}
+        self._turns = Turns(self._pace.answer)
         self._wider = asyncio.Event()
 
     def cover(self, namespaces: Iterable[str]) -> None:
@@ -123,7 +130,7 @@ class KubernetesCluster:
             pods += filter(None, map(pod_of_ours, answer.body["items"]))
             metadata = answer.body["metadata"]
             if not metadata.get("continue"):
-                self._homes |= {pod.name: namespace for pod in pods}
+                self._homes |= {pod.name: Home(namespace, pod.node) for pod in pods}
                 return pods, metadata["resourceVersion"]
             query["continue"] = metadata["continue"]
 
@@ -140,7 +147,7 @@ class KubernetesCluster:
                 if isinstance(change, Exception):
                     raise change
                 namespace, pod = change
-                self._homes[pod.name] = namespace
+                self._homes[pod.name] = Home(namespace, pod.node)
                 yield pod
                 if pod.phase is Phase.GONE:
                     self._homes.pop(pod.name, None)
@@ -187,10 +194,11 @@ class KubernetesCluster:
                 if place.time:
                     query["sinceTime"] = since_time(place.time)
                 place.resume()
+                stream = self._api.stream(path, query, silence=self._pace.log_silence, doing=f"read the log of {pod}", pool="logs")
                 try:
-                    async with self._api.stream(
-                        path, query, silence=self._pace.log_silence, doing=f"read the log of {pod}", pool="logs"
-                    ) as response:
+                    async with AsyncExitStack() as opened:
+                        async with self._turns.at(self._node(pod)):
+                            response = await opened.enter_async_context(stream)
                         async for raw in lines_of(response.content.iter_any(), LONGEST):
                             if (line := read_line(raw)) and place.is_new(line):
                                 yield line
@@ -224,7 +232,11 @@ class KubernetesCluster:
     def _where(self, pod: PodName) -> tuple[str, ...]:
         """The namespace that the pod was seen in; before that, all of them."""
         home = self._homes.get(pod)
-        return (home,) if home else self._namespaces
+        return (home.namespace,) if home else self._namespaces
+
+    def _node(self, pod: PodName) -> str | None:
+        home = self._homes.get(pod)
+        return home.node if home else None
 
     async def explain(self, pod: PodName, uid: str) -> tuple[str, str] | None:
         """The newest warning about a pod: (the cluster's word, as FailedMount; its sentence). A status does not tell of a missing Secret
