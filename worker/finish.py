@@ -13,7 +13,7 @@ import structlog
 
 from ledger.build import ATTEMPT_LABEL, Build, Reason, State
 from ledger.deadlines import deadline
-from ledger.errors import ClusterError, CrabpotError, NotFound, RegistryDenied, RegistryError, TooLate, VersionConflict
+from ledger.errors import ClusterError, CrabpotError, ManifestUnknown, NotFound, RegistryDenied, RegistryError, TooLate, VersionConflict
 from ledger.events import EventType, event
 from ledger.projects import ProjectSettings
 from ledger.references import ImageReference
@@ -51,10 +51,11 @@ async def _settle(place: Place, build: Build) -> None:
             if build.state is not State.PUBLISHING or build.digest is None:
                 return
         image = pushed.with_digest(build.digest or "")
-        if await client.resolve(image) is None:
+        try:
+            size = await client.image_size(image)  # it is there, and its bytes have that digest
+        except ManifestUnknown:
             await _missed(place, build)
             return
-        size = await client.image_size(image)
         if build.further_tags:
             build = await place.ledger.transition(build, State.PUBLISHING, due=timedelta(seconds=30), moving_tags=True, size=size)
             await move_tags(place, client, build, build.further_tags)
