@@ -26,7 +26,7 @@ from redis.retry import Retry
 from ledger.errors import LedgerError, LedgerFull, LedgerUnavailable, LedgerUnfit
 from ledger.keys import Keys
 
-ANSWER_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 5.0
 """Seconds that Redis has for an answer. It answers in under a millisecond; longer than this is a broken connection."""
 _RETRIES = 2
 _COMMANDS = 32

@@ -11,9 +11,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ledger.build import Build, State
 from ledger.errors import NotFound
-from ledger.logbook import Line
 from ledger.request import BuildRequest
 from ledger.store import Ledger
+from producer.api import following
 from producer.api.body import read_capped
 from producer.api.queries import LogsQuery, PageQuery, ShowQuery
 from producer.cancel import cancel_build
@@ -51,12 +51,12 @@ async def show(request: Request) -> Response:
     if not query.follow:
         return JSONResponse(told(await explained(ledger, record)))
 
-    async def changes() -> AsyncIterator[str]:
-        async with ledger.changes(build, query.timeout) as records:
-            async for change in records:
-                yield json.dumps(told(await explained(ledger, change))) + "\n"
+    async def rows() -> AsyncIterator[str]:
+        async for change in following.changes(ledger, build, query.timeout):
+            yield json.dumps(told(await explained(ledger, change))) + "\n"
 
-    return StreamingResponse(changes(), media_type="application/x-ndjson")
+    # A follower that gets no final state asks again.
+    return StreamingResponse(following.until_broken(rows(), lambda _: ""), media_type="application/x-ndjson")
 
 
 async def logs(request: Request) -> Response:
@@ -65,7 +65,10 @@ async def logs(request: Request) -> Response:
     record = await ledger.read(request.path_params["build"])
     if query.attempt is not None and query.attempt > max(record.attempt, 1):
         raise NotFound(f"build {record.id} has no attempt {query.attempt}; it has {record.attempt}")
-    lines = _followed(ledger, record, query.attempt) if query.follow else _stored(ledger, record, query.attempt or record.attempt)
+    if query.follow:
+        lines = following.LogFollower(ledger, record, query.attempt).lines()
+    else:
+        lines = following.stored(ledger, record, query.attempt or record.attempt)
 
     async def text() -> AsyncIterator[str]:
         async for batch in lines:
@@ -75,7 +78,8 @@ async def logs(request: Request) -> Response:
                     for line in batch
                 )
 
-    return StreamingResponse(text(), media_type="text/plain; charset=utf-8")
+    broken_off = following.until_broken(text(), lambda error: f"crabpot: the log breaks off here: {error}\n")
+    return StreamingResponse(broken_off, media_type="text/plain; charset=utf-8")
 
 
 async def cancel(request: Request) -> Response:
@@ -94,38 +98,6 @@ async def explained(ledger: Ledger, build: Build) -> Build:
 def told(build: Build) -> dict[str, Any]:
     """The record as JSON, without what is not there."""
     return build.model_dump(mode="json", exclude_none=True)
-
-
-async def _stored(ledger: Ledger, build: Build, attempt: int) -> AsyncIterator[list[Line]]:
-    place = "0-0"
-    while True:
-        lines, place, complete = await ledger.logs.read(build.id, attempt, place)
-        yield lines
-        if complete or not lines:
-            return
-
-
-async def _followed(ledger: Ledger, build: Build, only: int | None) -> AsyncIterator[list[Line]]:
-    """The attempts' logs one after another as they come: a build that is tried again goes on being followed."""
-    attempt, place = only or max(build.attempt, 1), "0-0"
-    while True:
-        lines, place, complete = await ledger.logs.read(build.id, attempt, place, block=1.0)
-        yield lines
-        if lines and not complete:
-            continue
-        build = await ledger.read(build.id)
-        over = build.state.final or build.attempt > attempt
-        if complete or (over and await _silent(ledger, build, attempt, place)):
-            if only is not None or (build.state.final and build.attempt <= attempt):
-                return
-            if build.attempt > attempt:
-                attempt, place = attempt + 1, "0-0"
-
-
-async def _silent(ledger: Ledger, build: Build, attempt: int, place: str) -> bool:
-    """Whether an ended attempt's log stays without an end: it never ran, or its log was dropped."""
-    last, _ = await ledger.logs.last_time(build.id, attempt)
-    return last is None or not (await ledger.logs.read(build.id, attempt, place, block=5.0))[0]
 
 
 def _ledger(request: Request) -> Ledger:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ledger.errors import LedgerUnavailable
 from ledger.fitness import require_fit
 from ledger.settings import Settings
 from ledger.store import Ledger
 
+_READY_SECONDS = 3.0
+"""A probe that hangs says nothing; Redis answers in under a millisecond."""
 _PROCESS = CollectorRegistry()
 REQUESTS = Histogram("crabpot_http_request_seconds", "How long requests took", ["method", "route", "status"], registry=_PROCESS)
 
@@ -23,10 +28,14 @@ async def ready(request: Request) -> Response:
     """Redis answers and is fit to hold the ledger; else 503 and why."""
     ledger: Ledger = request.app.state.ledger
     settings: Settings = request.app.state.settings
-    if settings.allow_unsafe_redis:
-        await ledger.connection.command("PING")
-    else:
-        await require_fit(ledger.connection)
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            if settings.allow_unsafe_redis:
+                await ledger.connection.command("PING")
+            else:
+                await require_fit(ledger.connection)
+    except TimeoutError:
+        raise LedgerUnavailable(f"Redis has not answered for {_READY_SECONDS:g} s") from None
     return JSONResponse({"ready": True})
 
 

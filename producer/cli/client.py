@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
+from ledger.build import State
 from ledger.errors import (
     Conflict,
     CrabpotError,
@@ -29,6 +32,8 @@ from ledger.errors import (
 from ledger.settings import Settings, settings
 
 _START_SECONDS = 10.0
+_BACK = 90.0
+"""Seconds for a server that answered before to answer again."""
 _PULSE = 60.0
 """Seconds of silence after which a followed build's server is taken for gone; it says the record again every quarter of this."""
 
@@ -52,11 +57,30 @@ class Client:
         return self._json("POST", f"{_path(build)}/cancel", "id")
 
     def changes(self, build: str, timeout: float | None = None) -> Iterator[dict[str, Any]]:
-        """The record now and after every change, until it has ended or `timeout` seconds are over."""
-        query = {"follow": "1"} if timeout is None else {"follow": "1", "timeout": str(timeout)}
-        with self._stream(_path(build), query, _PULSE) as answer:
-            for line in answer.iter_lines():
-                yield self._told(line, "state")
+        """The record now and after every change, until it has ended or `timeout` seconds are over.
+
+        An answer may end before the build (its server is restarted, a proxy cuts it): it is asked for again, until `_BACK` seconds have
+        passed without any.
+        """
+        start = heard = time.monotonic()
+        first = True
+        while True:
+            left = None if timeout is None else max(0.0, start + timeout - time.monotonic())
+            query = {"follow": "1"} if left is None else {"follow": "1", "timeout": str(left)}
+            try:
+                with self._stream(_path(build), query, _PULSE) as answer:
+                    for line in answer.iter_lines():
+                        record = self._told(line, "state")
+                        first, heard = False, time.monotonic()
+                        yield record
+                        if State(record["state"]).final:
+                            return
+                if timeout is not None and time.monotonic() >= start + timeout:
+                    return
+            except (ServerUnavailable, LedgerUnavailable):
+                if first or time.monotonic() > heard + _BACK:
+                    raise
+            time.sleep(random.uniform(0.3, 1.0))
 
     def logs(self, build: str, **query: str | int | None) -> Iterator[str]:
         """The log's text as it comes."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from datetime import timedelta
 
 import pytest
 
 from ledger.build import Reason, State
+from ledger.errors import LedgerUnavailable
 from ledger.logbook import Line
 from ledger.settings import Settings
 from ledger.store import Ledger
+from producer.api import following, health
 from tests.integration.front_door import served
 from tests.requests import NOW, request_fields
 
@@ -228,3 +231,67 @@ async def test_readiness_is_redis_s(own_redis, projects):
         assert (away.status_code, away.headers["retry-after"]) == (503, "5")
         assert (await client.get("/healthz")).status_code == 200
     await ledger.close()
+
+
+async def test_followers_outlast_a_redis_that_is_restarted(own_redis, projects):
+    ledger = Ledger.open(Settings(redis_url=own_redis.url))
+    await ledger.store_projects(projects)
+    async with served(ledger, Settings(redis_url=own_redis.url)) as client:
+        build = await submitted(client)
+        await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
+        await ledger.logs.append(build, 1, [Line(NOW, "one")])
+        followed = asyncio.Event()
+
+        async def states() -> list[str]:
+            async with client.stream("GET", f"/v1/builds/{build}", params={"follow": "1"}) as answer:
+                return [json.loads(line)["state"] async for line in answer.aiter_lines()]
+
+        async def log() -> str:
+            text = ""
+            async with client.stream("GET", f"/v1/builds/{build}/logs", params={"follow": "1"}) as answer:
+                async for chunk in answer.aiter_text():
+                    text += chunk
+                    followed.set()
+            return text
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            told, read = group.create_task(states()), group.create_task(log())
+            await followed.wait()
+            own_redis.kill()
+            with pytest.raises(LedgerUnavailable):
+                await ledger.read(build)
+            own_redis.start()
+            await ledger.logs.append(build, 1, [Line(NOW, "two")], complete=True)
+            await ledger.transition(await ledger.read(build), State.FAILED, due=None, reason=Reason.BUILD_FAILED)
+        assert (told.result()[0], told.result()[-1]) == ("running", "failed")
+        assert read.result() == "one\ntwo\n"
+    await ledger.close()
+
+
+async def test_a_follower_says_that_redis_stayed_away(own_redis, projects, monkeypatch):
+    monkeypatch.setattr(following, "PATIENCE", 0.0)
+    ledger = Ledger.open(Settings(redis_url=own_redis.url))
+    await ledger.store_projects(projects)
+    async with served(ledger, Settings(redis_url=own_redis.url)) as client:
+        build = await submitted(client)
+        await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
+        await ledger.logs.append(build, 1, [Line(NOW, "one")])
+        text = ""
+        async with asyncio.timeout(30), client.stream("GET", f"/v1/builds/{build}/logs", params={"follow": "1"}) as answer:
+            async for chunk in answer.aiter_text():
+                text += chunk
+                own_redis.kill()
+    assert text.startswith("one\ncrabpot: the log breaks off here: Redis did not answer")
+    await ledger.close()
+
+
+async def test_readiness_does_not_wait_for_a_redis_that_hangs(own_redis, monkeypatch):
+    monkeypatch.setattr(health, "_READY_SECONDS", 0.2)
+    async with served(Ledger.open(Settings(redis_url=own_redis.url)), Settings(redis_url=own_redis.url)) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        own_redis.process.send_signal(signal.SIGSTOP)
+        try:
+            hangs = await client.get("/readyz")
+        finally:
+            own_redis.process.send_signal(signal.SIGCONT)
+    assert (hangs.status_code, "0.2 s" in hangs.text) == (503, True)
