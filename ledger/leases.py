@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from ledger.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Proof of holding a lease: a write that carries it fails once somebody else holds the lease."""
+
+    lease: str
+    value: int
 
 
 class Leases:

@@ -7,14 +7,11 @@ import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from ledger.build import milliseconds, moment
 from ledger.connection import Connection
 from ledger.errors import FenceLost, NotFound
-
-if TYPE_CHECKING:
-    from ledger.store import Fence
+from ledger.leases import Fence
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
 from ledger.keys import Keys
-from ledger.leases import Leases
+from ledger.leases import Fence, Leases
 from ledger.logbook import Logbook
 from ledger.projects import Projects, ProjectSettings, version_of
 from ledger.quantities import parse_memory
@@ -34,14 +34,6 @@ log = structlog.get_logger()
 MAX_PAGE = 500
 _PULSE = 15.0
 """Seconds after which a waiter reads the record again although no message came: Pub/Sub may drop one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Proof of holding a lease: a write that carries it fails once somebody else holds the lease."""
-
-    lease: str
-    value: int
 
 
 @dataclass(frozen=True, slots=True)

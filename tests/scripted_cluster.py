@@ -11,8 +11,9 @@ from typing import Any
 
 from ledger.build import Build, State
 from ledger.errors import PodConflict
+from ledger.leases import Fence
 from ledger.settings import Settings
-from ledger.store import Fence, Ledger
+from ledger.store import Ledger
 from worker.admission import dispatch
 from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
 from worker.finish import finish

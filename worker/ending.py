@@ -10,8 +10,8 @@ from typing import Any
 from ledger.build import Attempt, Build, PlatformRun, Reason, ReasonClass, State
 from ledger.deadlines import allowance
 from ledger.events import EventType, event
+from ledger.leases import Fence
 from ledger.redaction import clean
-from ledger.store import Fence
 from worker.cluster import Pod
 from worker.outcome import Outcome
 from worker.place import Place

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 import structlog
 
 from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound
+from ledger.leases import Fence
 from ledger.logbook import Line
 from ledger.redaction import clean
-from ledger.store import Fence
 from worker.cluster import LogLine, Phase, Pod, PodName
 from worker.place import Place
 

@@ -18,7 +18,7 @@ from ledger.build import Build, Reason, State
 from ledger.deadlines import allowance
 from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound, TooLate, VersionConflict, WatchExpired
 from ledger.events import EventType, event
-from ledger.store import Fence
+from ledger.leases import Fence
 from worker.cluster import Phase, Pod, PodName
 from worker.complaint import excerpt
 from worker.ending import end_attempt

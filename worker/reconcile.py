@@ -12,7 +12,7 @@ import structlog
 from ledger.build import Build, Reason, ReasonClass, State, pod_name
 from ledger.deadlines import allowance, deadline
 from ledger.errors import ClusterError, FenceLost, LedgerFull, LedgerUnavailable, NotFound, TooLate, VersionConflict
-from ledger.store import Fence
+from ledger.leases import Fence
 from worker.cluster import Phase, Pod, PodName
 from worker.ending import end_attempt, finalize
 from worker.nudges import Nudges

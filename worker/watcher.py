@@ -18,10 +18,10 @@ import structlog
 from uuid_utils import uuid7
 
 from ledger.errors import ClusterError, CrabpotError, FenceLost, LedgerError
+from ledger.leases import Fence
 from ledger.logging import set_up
 from ledger.projects import read_projects
 from ledger.settings import Settings, settings
-from ledger.store import Fence
 from worker.logs import Captures
 from worker.nudges import Nudges
 from worker.observer import Observer

@@ -22,9 +22,10 @@ from ledger.errors import (
 )
 from ledger.events import EventType, event
 from ledger.fitness import require_fit
+from ledger.leases import Fence
 from ledger.logbook import Line
 from ledger.settings import Settings
-from ledger.store import Fence, Ledger
+from ledger.store import Ledger
 from ledger.submission import Push, Seen, draft
 from ledger.tags import Wanted
 from producer.submit import submit_build_async, submit_drafts, wait_for_build_async
