@@ -213,10 +213,11 @@ def test_a_server_that_never_says_goodbye_keeps_no_connection_open(tmp_path: Pat
         await cluster.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]  # before the thread wraps the listener, which takes its socket away
         server = threading.Thread(target=answer_once, args=(listener,))
         server.start()
         try:
-            asyncio.run(watch_once(listener.getsockname()[1]))
+            asyncio.run(watch_once(port))
             gc.collect()
         finally:
             done.set()
