@@ -98,6 +98,7 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "unschedulable"
     QUOTA = "quota"
     CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
 
     @property
     def reason_class(self) -> ReasonClass:
@@ -109,7 +110,7 @@ _CLASS = {
     **dict.fromkeys((Reason.PUSH_FAILED, Reason.REGISTRY_UNAVAILABLE, Reason.RATE_LIMITED, Reason.DIGEST_UNCONFIRMED), ReasonClass.REGISTRY),
     Reason.OUT_OF_MEMORY: ReasonClass.MEMORY,
     **dict.fromkeys((Reason.UNSCHEDULABLE, Reason.QUOTA), ReasonClass.NO_ROOM),
-    Reason.CANCELLED: ReasonClass.STOPPED,
+    **dict.fromkeys((Reason.CANCELLED, Reason.SUPERSEDED), ReasonClass.STOPPED),
 }  # fmt: skip
 
 
@@ -140,6 +141,15 @@ class Attempt(Frozen):
     runs: tuple[PlatformRun, ...] = ()
 
 
+class Estimate(Frozen):
+    """When a queued build may start and end, as ranges: the project's recent builds, their middle half."""
+
+    starts_after: datetime
+    starts_before: datetime
+    ends_after: datetime
+    ends_before: datetime
+
+
 class Build(Frozen):
     """The record of one build."""
 
@@ -166,6 +176,8 @@ class Build(Frozen):
     """When a container of the current attempt was first seen running."""
     finished: datetime | None = None
     cancel_requested: datetime | None = None
+    superseded_by: str | None = None
+    """The build of a newer push of the same image from the same branch."""
     moving_tags: bool = False
     """Publishing has begun to move tags: too late for a cancel."""
     publish_tries: int = 0
@@ -176,9 +188,11 @@ class Build(Frozen):
     message: str | None = None
     """What happened, for people; says what to do where that is known."""
     waits_for: str | None = None
-    """For a queued build: which limit or time it waits for."""
+    """For a queued build: which limit, pause or time it waits for, and who holds it."""
     position: int | None = None
-    """For a queued build that was just submitted: how many of its project go before it."""
+    """For a queued build: how many of its project go before it."""
+    estimate: Estimate | None = None
+    """For a queued build: when it may start and end."""
 
     @property
     def project(self) -> str:

@@ -47,7 +47,7 @@ def decode(build: str, fields: Mapping[str, str]) -> Build:
                 known[name] = Reason(text)
             elif name == "moving_tags":
                 known[name] = text == "1"
-            elif name in ("digest", "message"):
+            elif name in ("digest", "message", "superseded_by"):
                 known[name] = text
         return Build.model_construct(**known)
     except (ValidationError, ValueError) as error:

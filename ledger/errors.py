@@ -112,6 +112,10 @@ class TooLate(Conflict):
     """The build can no longer be stopped."""
 
 
+class StillRuns(Conflict):
+    """The build has not ended yet."""
+
+
 class PodConflict(Conflict):
     """A pod of this name exists that crabpot did not make."""
 
@@ -128,6 +132,12 @@ class LedgerUnavailable(LedgerError):
 
 class LedgerFull(LedgerError):
     """Redis has no memory left for new builds; raise maxmemory or wait until builds finish."""
+
+    retryable = True
+
+
+class QueueFull(LedgerError):
+    """As many builds of the project wait as its `max_queued` allows; try again when some have been admitted."""
 
     retryable = True
 

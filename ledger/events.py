@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pydantic_core import to_json
+from uuid_utils import uuid7
 
 from ledger.build import Build, BuildRequest, GitSource, State
 from ledger.references import ImageReference
@@ -30,6 +31,15 @@ class EventType(StrEnum):
     RETRIED = "dev.crabpot.build.retried.0.1.0"
     CANCEL_REQUESTED = "dev.crabpot.build.cancelrequested.0.1.0"
     CANCELLED = "dev.crabpot.build.cancelled.0.1.0"
+    SUPERSEDED = "dev.crabpot.build.superseded.0.1.0"
+
+
+class QueueEvent(StrEnum):
+    """What can happen to the queue as a whole; subject is the scope (`ledger.limits.Scope`)."""
+
+    LIMITED = "dev.crabpot.queue.limited.0.1.0"
+    PAUSED = "dev.crabpot.queue.paused.0.1.0"
+    RESUMED = "dev.crabpot.queue.resumed.0.1.0"
 
 
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
@@ -72,6 +82,22 @@ def event(kind: EventType, build: Build, *, image: ImageReference | None = None)
         **_given(build.request),
     }
     return _say(kind, identity, build.project, subject, content, {key: value for key, value in told.items() if value is not None})
+
+
+def queue_event(kind: QueueEvent, scope: str, *, limit: int | None = None) -> str:
+    """The CloudEvent's JSON for a change that holds admission back or lets it go on. A limit of None is given back to the projects file."""
+    told = {"scope": scope} if limit is None else {"scope": scope, "limit": limit}
+    envelope = {
+        "specversion": "1.0",
+        "id": str(uuid7()),
+        "source": "/crabpot/queue",
+        "type": kind.value,
+        "subject": scope,
+        "time": datetime.now(UTC),
+        "datacontenttype": "application/json",
+        "data": told,
+    }
+    return to_json(envelope).decode()
 
 
 def _given(request: BuildRequest) -> dict[str, Any]:

@@ -37,19 +37,41 @@ class Keys:
         """Sorted set: `build/attempt/platform` -> when the slot was taken (ms). Without a project: all slots."""
         return f"{self.root}slots:{project}"
 
+    def class_slots(self, capacity_class: str) -> str:
+        """The same for a capacity class."""
+        return f"{self.root}slots|class|{capacity_class}"
+
+    def key_slots(self, project: str, key: str) -> str:
+        """The same for a project's concurrency key."""
+        return f"{self.root}slots|key|{project}|{key}"
+
     @property
     def limits(self) -> str:
-        """Hash: project ('' for all) -> how many slots."""
+        """Hash: scope -> how many slots, as the projects file says. See `ledger.limits.Scope.field`."""
         return f"{self.root}limits"
+
+    @property
+    def limits_set(self) -> str:
+        """Hash: the same as set by hand, which goes before the file."""
+        return f"{self.root}limits:set"
+
+    @property
+    def paused(self) -> str:
+        """Hash: scope -> since when nothing of it is admitted (ms)."""
+        return f"{self.root}paused"
 
     @property
     def weights(self) -> str:
         return f"{self.root}weights"
 
+    def turns(self, capacity_class: str) -> str:
+        """Sorted set: projects that have builds of the class to admit and are below their limit -> virtual time; the least goes next."""
+        return f"{self.root}turns:{capacity_class}"
+
     @property
-    def turns(self) -> str:
-        """Sorted set: projects that have builds to admit and are below their limit -> virtual time; the least goes next."""
-        return f"{self.root}turns"
+    def classes(self) -> str:
+        """Set: the capacity classes that builds have named."""
+        return f"{self.root}classes"
 
     @property
     def due(self) -> str:

@@ -50,6 +50,8 @@ class Policy(Frozen):
     affinity: bool = False
     runtime_classes: tuple[str, ...] = ()
     priority_classes: tuple[str, ...] = ()
+    capacity_classes: tuple[str, ...] = ()
+    """Besides the platforms' architectures."""
     insecure_registries: tuple[str, ...] = ()
     """Registries that may be used over plain HTTP or without checking certificates."""
     mirrors: tuple[str, ...] = ()
@@ -120,6 +122,8 @@ def _placement_uses(placement: Placement) -> Iterator[tuple[str, str, str]]:
         yield "placement.runtime_class", placement.runtime_class, "runtime_classes"
     if placement.priority_class:
         yield "placement.priority_class", placement.priority_class, "priority_classes"
+    if placement.capacity_class:
+        yield "placement.capacity_class", placement.capacity_class, "capacity_classes"
 
 
 def _registry_uses(registries: Registries) -> Iterator[tuple[str, str, str]]:

@@ -39,6 +39,14 @@ def _bare_image(text: str) -> str:
     return text
 
 
+def _filled(template: str, values: dict[str, str]) -> str:
+    """A concurrency key with {branch} and the like in it, as tags have them."""
+    try:
+        return template.format_map(values)
+    except (KeyError, IndexError, ValueError) as error:
+        raise RequestInvalid([Problem("concurrency_key", repr(template), f"may have {', '.join(values)} in braces ({error})")]) from None
+
+
 class SecretSource(Frozen):
     """Where a secret is found by the process that needs it: an environment variable or a file."""
 
@@ -105,6 +113,12 @@ class ProjectSettings(Frozen):
     policy: Policy = Policy()
     max_builds: Annotated[int, Field(ge=0)] | None = None
     """How many of its pods may exist at once; unset: only the global limit holds."""
+    max_builds_per_key: Annotated[int, Field(ge=1)] = 1
+    """How many builds of one `concurrency_key` may run at once."""
+    max_queued: Annotated[int, Field(ge=1)] | None = None
+    """How many of its builds may wait; beyond it a submit is refused, to be tried again. Unset: any number."""
+    supersede: Literal["queued", "running", "never"] = "queued"
+    """What a newer push of the same image from the same branch ends: an older build that waits, also one that runs, or none."""
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
     """Its share of slots beside other projects'."""
     deadlines: Deadlines = Deadlines()
@@ -158,6 +172,8 @@ class ProjectSettings(Frozen):
         if insecure and "registries" not in fields:
             fields["registries"] = {"insecure": insecure}
         source = {"kind": "git", "url": self.repository, "ref": ref, "commit": commit, **fields.pop("source", {})}
+        if isinstance(fields.get("concurrency_key"), str):
+            fields["concurrency_key"] = _filled(fields["concurrency_key"], values)
         tags = dict.fromkeys(tag.format_map(values) for tag in rule.tags)
         return BuildRequest.parse({**fields, "project": name, "source": source, "destinations": [f"{rule.image}:{tag}" for tag in tags]})
 
@@ -175,6 +191,8 @@ class Limits(Frozen):
 
     max_builds: Annotated[int, Field(ge=0)] = 20
     """How many pods of ours may exist at once."""
+    classes: dict[Name, Annotated[int, Field(ge=0)]] = {}
+    """The same for each capacity class: an architecture (arm64), or what requests name in placement.capacity_class."""
 
 
 class Projects(Frozen):

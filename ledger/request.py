@@ -150,6 +150,8 @@ class Placement(Frozen):
     """As in a pod's spec; the cluster checks its inside."""
     runtime_class: Name | None = None
     priority_class: Name | None = None
+    capacity_class: Name | None = None
+    """Which of the cluster's capacities it uses, as `large`, for the limits of classes; by default its platform's architecture."""
 
 
 class Identity(Frozen):
@@ -248,7 +250,9 @@ class BuildRequest(Frozen):
     build_args: dict[Variable, Text | SecretValue] = Field(default_factory=dict)
     target: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")] | None = None
     labels: dict[Annotated[str, StringConstraints(pattern=r"^[^\s=\x00]{1,255}$")], Text] = Field(default_factory=dict)
-    platforms: tuple[Annotated[str, StringConstraints(pattern=r"^linux/[a-z0-9]+(/v[0-9]+)?$")], ...] = ("linux/amd64",)
+    platforms: tuple[
+        Annotated[str, StringConstraints(pattern=r"^linux/(386|amd64|arm|arm64|loong64|mips64le|ppc64le|riscv64|s390x)(/v[0-9]+)?$")], ...
+    ] = ("linux/amd64",)
     cache: Cache | None = None
     placement: Placement = unless_given(Placement())
     identity: Identity = unless_given(Identity())
@@ -259,7 +263,9 @@ class BuildRequest(Frozen):
     resources: Resources = unless_given(Resources())
     deadlines: Deadlines = unless_given(Deadlines())
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Higher goes first within the project."""
+    """Within the project: a point is worth a minute of waiting."""
+    concurrency_key: Annotated[str, StringConstraints(pattern=r"^[ -~]{1,200}$")] | None = None
+    """Free text, as `repo@branch`: of the project's builds with the same key only so many run at once (`max_builds_per_key`, 1)."""
     flags: dict[str, str] = Field(default_factory=dict)
     """Further Kaniko flags, by name without the dashes; see docs/requests.md for those that are allowed."""
 
@@ -312,6 +318,11 @@ class BuildRequest(Frozen):
     @cached_property
     def images(self) -> tuple[ImageReference, ...]:
         return tuple(ImageReference.parse(text) for text in self.destinations)
+
+    @property
+    def capacity_class(self) -> str:
+        given = self.placement.capacity_class if "placement" in self.model_fields_set else None
+        return given or self.platforms[0].split("/")[1]
 
     @property
     def commit(self) -> str | None:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -23,40 +22,19 @@ from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
 from ledger.keys import Keys
 from ledger.leases import Fence, Leases
+from ledger.limits import Limits
 from ledger.logbook import Logbook
 from ledger.projects import Projects, ProjectSettings, version_of
 from ledger.quantities import parse_memory
 from ledger.settings import Settings
 from ledger.submission import Submission
 from ledger.tags import Tags
+from ledger.waiting import Waiting
 
 log = structlog.get_logger()
 MAX_PAGE = 500
 _PULSE = 15.0
 """Seconds after which a waiter reads the record again although no message came: Pub/Sub may drop one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a queued build waits."""
-
-    position: int | None
-    """How many of its project go before it; None while it waits for a time."""
-    project_slots: int
-    project_limit: int | None
-    slots: int
-    limit: int
-
-    def say(self, not_before: datetime | None) -> str:
-        if self.position is None:
-            return f"a retry's delay, until {not_before:%H:%M:%S} UTC" if not_before else "its turn"
-        if self.project_limit is not None and self.project_slots >= self.project_limit:
-            return (
-                f"the project's limit: {self.project_slots} of {self.project_limit} builds run; {self.position} of the project go before it"
-            )
-        if self.slots >= self.limit:
-            return f"the global limit: {self.slots} of {self.limit} builds run; {self.position} of the project go before it"
-        return f"its turn; {self.position} of the project go before it"
 
 
 class Ledger:
@@ -67,6 +45,7 @@ class Ledger:
         self.leases = Leases(connection)
         self.logs = Logbook(connection, parse_memory(settings.log_bytes_per_build), parse_memory(settings.log_bytes_total))
         self.tags = Tags(connection)
+        self.limits = Limits(connection, settings.event_stream_length)
         self.submissions = Submission(settings.event_stream_length)
 
     @classmethod
@@ -105,8 +84,10 @@ class Ledger:
 
     async def admit(self, look_again: timedelta) -> Build | None:
         """Take the slots for the build whose turn it is and make it `starting`; None when nothing fits or waits."""
-        answer = await self._connection.run("admit", _ms(look_again))
-        return decode(answer[1].decode(), pairs(answer[2])) if answer[0] == b"admitted" else None
+        while True:
+            answer = await self._connection.run("admit", _ms(look_again))
+            if answer[0] != b"again":
+                return decode(answer[1].decode(), pairs(answer[2])) if answer[0] == b"admitted" else None
 
     async def transition(
         self,
@@ -163,14 +144,9 @@ class Ledger:
         rows = found if not found or isinstance(found[0], list | tuple) else list(zip(found[::2], found[1::2], strict=True))
         return {member.decode(): moment(score) for member, score in rows}
 
-    async def waiting(self, build: Build) -> Waiting:
-        """Why a queued build waits, as things stand."""
-        rank, project_slots, slots, project_limit, limit = await self._connection.commands(
-            ("ZRANK", self._keys.queue(build.project), build.id),
-            ("ZCARD", self._keys.slots(build.project)), ("ZCARD", self._keys.slots()),
-            ("HGET", self._keys.limits, build.project), ("HGET", self._keys.limits, ""),
-        )  # fmt: skip
-        return Waiting(rank, project_slots, int(project_limit) if project_limit else None, slots, int(limit or 20))
+    async def waiting(self, build: Build) -> Waiting | None:
+        """Why a queued build waits, as things stand; None once it waits no more."""
+        return Waiting.of(await self._connection.run("waiting", build.id))
 
     async def count(self) -> dict[State, int]:
         """How many builds there are in each state."""
@@ -202,8 +178,10 @@ class Ledger:
         rows: list[str | int] = []
         for name, project in projects.projects.items():
             stored = project.model_dump_json(exclude_defaults=True)
-            rows += (name, stored, version_of(stored), "" if project.max_builds is None else project.max_builds, project.weight)
-        await self._connection.run("projects", projects.limits.max_builds, *rows)
+            limit = "" if project.max_builds is None else project.max_builds
+            rows += (name, stored, version_of(stored), limit, project.max_builds_per_key, project.weight)
+        classes = [word for pair in projects.limits.classes.items() for word in pair]
+        await self._connection.run("projects", projects.limits.max_builds, len(classes) // 2, *classes, *rows)
 
     async def project(self, name: str) -> ProjectSettings:
         """A project as the projects file said it. NotFound where it is not there."""

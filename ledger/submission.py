@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from ledger.build import Build, State, moment
 from ledger.deadlines import allowance
-from ledger.errors import NotFound, Problem, RequestInvalid
+from ledger.errors import NotFound, Problem, QueueFull, RequestInvalid
 from ledger.events import queued
 from ledger.policy import Policy, check
 from ledger.projects import ProjectSettings
@@ -88,15 +88,19 @@ class Submission:
         version = known.version if known else ""
         head: list[str | int] = [project, version, self._length]
         origin: list[str | int] = [push.delivery, DELIVERY_SECONDS, push.ref, push.commit] if push else ["", 0, "", ""]
-        rows: list[str | int] = [*head, *origin]
+        most = known.settings.max_queued if known else None
+        rows: list[str | int] = [*head, *origin, "" if most is None else most]
+        # A tag's build, or one asked for by hand, is never superseded.
+        supersedes = push is not None and push.ref.startswith("refs/heads/") and known is not None and known.settings.supersede != "never"
         for draft in drafts if known else ():
             assert known is not None
             request = draft.request
             check(request, known.allowed, known.settings.repository)
             deadline = allowance(State.QUEUED, request.deadlines, known.settings.deadlines)
             rows += (
-                draft.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.priority,
-                int(deadline.total_seconds() * 1000), queued(draft.id, request),
+                draft.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.capacity_class,
+                request.concurrency_key or "", request.priority, int(deadline.total_seconds() * 1000),
+                request.images[0].name if supersedes and request.images else "", queued(draft.id, request),
             )  # fmt: skip
         return rows
 
@@ -115,6 +119,11 @@ class Submission:
                 settings = ProjectSettings.model_validate_json(answer[2])
                 self._projects[project] = _Known(answer[1].decode(), settings, settings.allowed)
                 raise Stale
+            case b"long":
+                raise QueueFull(
+                    f"{answer[1]} builds of project {project!r} wait already, which is its max_queued; try again when some have been admitted",
+                    retry_after=30.0,
+                )
             case b"delivery":
                 return Seen("this delivery was taken in before")
             case b"repeat":

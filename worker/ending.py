@@ -44,7 +44,7 @@ async def end_attempt(
     record = build.model_copy(update={"attempts": build.with_attempt(attempt)})
     changes: dict[str, Any] = {"attempts": record.attempts}
     if build.cancel_requested:
-        return await finalize(place, record, State.CANCELLED, fence, **changes, reason=Reason.CANCELLED, message="cancelled while it ran")
+        return await stop(place, record, "cancelled while it ran", fence, **changes)
     if worst is None:
         changes |= {"digest": digest, "reason": None, "message": None, "publish_tries": 0}
         if not build.request.push:
@@ -62,9 +62,15 @@ async def try_again(
     place: Place, build: Build, reason: Reason, changes: dict[str, Any], *, retry_after: float | None = None, fence: Fence | None = None
 ) -> Build:
     """Back to the queue, or failed, by the reason's class and what it was tried before. `build` has the ended attempt in it."""
+    if build.superseded_by:
+        return await supersede(place, build, fence, **changes)
     again = next_try(build, reason, retry_after=retry_after, spread=random.uniform)
     if again is None:
         return await finalize(place, build, State.FAILED, fence, **changes)
+    if reason.reason_class is ReasonClass.NO_ROOM:
+        # One of these a minute for hours: the last one says it all.
+        attempts = tuple(attempt for attempt in build.attempts if attempt.number == build.attempt or not _without_room(attempt))
+        changes = {**changes, "attempts": attempts}
     project = await place.project(build.project)
     due = allowance(State.QUEUED, build.request.deadlines, project.deadlines)
     told = build.model_copy(update={**changes, "state": State.QUEUED})
@@ -74,10 +80,28 @@ async def try_again(
     )
 
 
+async def stop(place: Place, build: Build, message: str, fence: Fence | None, **changes: Any) -> Build:
+    """The end of a build that was asked to end: by somebody, or by a newer push where the project wants that."""
+    if build.superseded_by and (await place.project(build.project)).supersede == "running":
+        return await supersede(place, build, fence, **changes)
+    return await finalize(place, build, State.CANCELLED, fence, **{**changes, "reason": Reason.CANCELLED, "message": message})
+
+
+async def supersede(place: Place, build: Build, fence: Fence | None, **changes: Any) -> Build:
+    """The end of a build that a newer push has made needless."""
+    told = {**changes, "reason": Reason.SUPERSEDED, "message": f"build {build.superseded_by} is of a newer push of the same image"}
+    return await finalize(place, build, State.SUPERSEDED, fence, **told)
+
+
 async def finalize(place: Place, build: Build, state: State, fence: Fence | None, **changes: Any) -> Build:
     told = build.model_copy(update={**changes, "state": state})
-    events = [event(EventType.CANCELLED, told)] if state is State.CANCELLED else []
+    kind = {State.CANCELLED: EventType.CANCELLED, State.SUPERSEDED: EventType.SUPERSEDED}.get(state)
+    events = [event(kind, told)] if kind else []
     return await place.ledger.transition(build, state, due=None, events=[*events, event(EventType.FINISHED, told)], fence=fence, **changes)
+
+
+def _without_room(attempt: Attempt) -> bool:
+    return any(run.reason and run.reason.reason_class is ReasonClass.NO_ROOM for run in attempt.runs)
 
 
 def _written(attempt: Attempt, outcomes: Mapping[str, Outcome], pods: Mapping[str, Pod], log_tail: tuple[str, ...]) -> Attempt:

@@ -17,7 +17,7 @@ from ledger.errors import ClusterError, CrabpotError, ManifestUnknown, NotFound,
 from ledger.events import EventType, event
 from ledger.projects import ProjectSettings
 from ledger.references import ImageReference
-from worker.ending import finalize, try_again
+from worker.ending import finalize, stop, try_again
 from worker.place import Place
 from worker.registry.client import RegistryClient
 from worker.tagging import move_tags
@@ -39,7 +39,7 @@ async def finish(place: Place, build: str) -> None:
 
 async def _settle(place: Place, build: Build) -> None:
     if build.cancel_requested and not build.moving_tags:
-        await finalize(place, build, State.CANCELLED, None, reason=Reason.CANCELLED, message="cancelled before its tags were moved")
+        await stop(place, build, "cancelled before its tags were moved", None)
         return
     project = await place.project(build.project)
     pushed = build.pushed_image

@@ -12,9 +12,10 @@ import structlog
 from ledger.build import Build, Reason, ReasonClass, State, pod_name
 from ledger.deadlines import allowance, deadline
 from ledger.errors import ClusterError, FenceLost, LedgerFull, LedgerUnavailable, NotFound, TooLate, VersionConflict
+from ledger.events import EventType, event
 from ledger.leases import Fence
 from worker.cluster import Phase, Pod, PodName
-from worker.ending import end_attempt, finalize
+from worker.ending import end_attempt, finalize, supersede
 from worker.nudges import Nudges
 from worker.observer import Observer
 from worker.outcome import Outcome
@@ -54,6 +55,8 @@ class Reconciler:
         project = await self._place.project(build.project)
         now = datetime.now(UTC)
         match build.state:
+            case State.QUEUED if build.superseded_by:
+                await supersede(self._place, build, self._fence)
             case State.QUEUED:
                 allowed = allowance(State.QUEUED, build.request.deadlines, project.deadlines)
                 # A build that only ever found no room has waited since it was submitted; a retry waits anew.
@@ -65,6 +68,11 @@ class Reconciler:
                 else:
                     await self._place.ledger.postpone(build.id, end - now)
             case State.STARTING | State.RUNNING:
+                if build.superseded_by and project.supersede == "running" and not build.cancel_requested:
+                    events = [event(EventType.CANCEL_REQUESTED, build)]
+                    build = await self._place.ledger.transition(
+                        build, build.state, due=_LOOK_AGAIN, events=events, fence=self._fence, cancel_requested=now
+                    )
                 await self._place.ledger.postpone(build.id, _LOOK_AGAIN)
                 await self._with_pod(build, self._observer.pods.get(PodName(build.current.runs[0].pod)), now)
             case State.PUBLISHING:

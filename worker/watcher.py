@@ -18,6 +18,7 @@ import structlog
 from uuid_utils import uuid7
 
 from ledger.errors import ClusterError, CrabpotError, FenceLost, LedgerError
+from ledger.events import EventType, QueueEvent
 from ledger.leases import Fence
 from ledger.logging import set_up
 from ledger.projects import read_projects
@@ -85,6 +86,10 @@ async def _renew(place: Place, fence: Fence, owner: str) -> None:
             raise FenceLost
 
 
+_WAKING = tuple(f'"type":"{kind}"'.encode() for kind in (EventType.QUEUED, QueueEvent.LIMITED, QueueEvent.RESUMED))
+"""After these there may be something to admit."""
+
+
 async def _pump(place: Place, nudges: Nudges) -> None:
     """Follow the event stream and ask for admissions; a burst of submits is a few nudges."""
     last = await place.ledger.last_event()
@@ -93,7 +98,7 @@ async def _pump(place: Place, nudges: Nudges) -> None:
         events = await place.ledger.events(last, block=2.0)
         if events:
             last = events[-1][0]
-            if any(b'"type":"dev.cdevents.build.queued' in event for _, event in events):
+            if any(kind in event for _, event in events for kind in _WAKING):
                 nudges.dispatch()
 
 

@@ -5,8 +5,8 @@
 -- Answers: {'ok', version, now} | {'missing'} | {'version', current} | {'fence'} | {'ended', state}
 local id, expected, lease, fence, state = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local key = root .. 'b:' .. id
-local project, old, version, attempt, platforms, priority, sequence =
-  unpack(redis.call('HMGET', key, 'project', 'state', 'version', 'attempt', 'platforms', 'priority', 'sequence'))
+local project, old, version, attempt, platforms, score, class, lane =
+  unpack(redis.call('HMGET', key, 'project', 'state', 'version', 'attempt', 'platforms', 'score', 'class', 'lane'))
 if not old then return {'missing'} end
 if lease ~= '' and redis.call('HGET', root .. 'lease:' .. lease, 'fence') ~= fence then return {'fence'} end
 if old == 'succeeded' or old == 'failed' or old == 'cancelled' or old == 'superseded' then return {'ended', old} end
@@ -26,19 +26,30 @@ if state ~= old then
 end
 -- Only `starting` and `running` hold slots: to leave them is to give the slots back.
 if state ~= 'starting' and state ~= 'running' and (old == 'starting' or old == 'running') then
-  for _, member in ipairs(members(id, attempt, platforms)) do
-    redis.call('ZREM', root .. 'slots:', member)
-    redis.call('ZREM', root .. 'slots:' .. project, member)
+  for _, scope in ipairs(scopes(project, class, lane)) do
+    for _, member in ipairs(members(id, attempt, platforms)) do redis.call('ZREM', scope[1], member) end
   end
-  refresh_turn(project)
+  if lane ~= '' then
+    if redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. lane) == 0 then redis.call('SREM', root .. 'keys:' .. project, lane) end
+    refresh_key(project, lane)
+  end
+  refresh_project(project)
 end
-if old == 'queued' and state ~= 'queued' then dequeue(id, project) end
+-- How long the project's builds run, for estimates: of those that did what they were to do.
+if old == 'running' and (state == 'publishing' or state == 'succeeded') then
+  local started = redis.call('HGET', key, 'started')
+  if started then
+    redis.call('LPUSH', root .. 'took:' .. project, now - started)
+    redis.call('LTRIM', root .. 'took:' .. project, 0, 49)
+  end
+end
+if old == 'queued' and state ~= 'queued' then dequeue(id, project, class, lane) end
 if state == 'queued' and old ~= 'queued' then
   if ARGV[8] ~= '' then
     redis.call('ZADD', root .. 'delayed', now + ARGV[8], id)
     redis.call('HSET', key, 'not_before', now + ARGV[8])
   else
-    enqueue(id, project, priority, sequence)
+    enqueue(id, project, class, lane, score)
   end
 end
 if final then

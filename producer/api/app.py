@@ -26,10 +26,11 @@ from ledger.errors import (
     LedgerUnfit,
     NotFound,
     PolicyDenied,
+    QueueFull,
 )
 from ledger.settings import Settings
 from ledger.store import Ledger
-from producer.api import builds, health, hooks
+from producer.api import builds, health, hooks, limits
 
 log = structlog.get_logger()
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "crabpot"})
@@ -46,6 +47,12 @@ def create_app(ledger: Ledger, settings: Settings, *, anyone: bool = False) -> S
             Route("/v1/builds/{build}", builds.show, methods=["GET"]),
             Route("/v1/builds/{build}/logs", builds.logs, methods=["GET"]),
             Route("/v1/builds/{build}/cancel", builds.cancel, methods=["POST"]),
+            Route("/v1/builds/{build}/retry", builds.retry, methods=["POST"]),
+            Route("/v1/limits", limits.show, methods=["GET"]),
+            Route("/v1/limits/{scope:path}", limits.set_limit, methods=["PUT"]),
+            Route("/v1/limits/{scope:path}", limits.give_back, methods=["DELETE"]),
+            Route("/v1/pauses/{scope:path}", limits.pause, methods=["PUT"]),
+            Route("/v1/pauses/{scope:path}", limits.resume, methods=["DELETE"]),
             Route("/webhooks/github", hooks.github, methods=["POST"]),
             Route("/healthz", health.alive, methods=["GET"]),
             Route("/readyz", health.ready, methods=["GET"]),
@@ -78,6 +85,8 @@ async def _told(_: Request, error: Exception) -> Response:
             return problem(404, kind, str(error))
         case Conflict():
             return problem(409, kind, str(error))
+        case QueueFull():
+            return problem(429, kind, str(error), headers=later)
         case LedgerUnavailable() | LedgerFull() | LedgerUnfit():
             return problem(503, kind, str(error), headers=later)
     log.error("request_failed", error=str(error), kind=kind)

@@ -1,9 +1,10 @@
-"""/v1/builds: submit, list, show, follow, read logs, cancel."""
+"""/v1/builds: submit, list, show, follow, read logs, cancel, retry."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from producer.api import following
 from producer.api.body import read_capped
 from producer.api.queries import LogsQuery, PageQuery, ShowQuery
 from producer.cancel import cancel_build
+from producer.retry import retry_build
 from producer.submit import submit_build_async
 
 REQUEST_LIMIT = 1 << 20
@@ -87,12 +89,23 @@ async def cancel(request: Request) -> Response:
     return JSONResponse(told(await cancel_build(_ledger(request), request.path_params["build"])))
 
 
+async def retry(request: Request) -> Response:
+    """POST /v1/builds/{id}/retry: 201 with a new build of the same request; 409 where the first has not ended."""
+    build = await retry_build(_ledger(request), request.path_params["build"])
+    return JSONResponse(told(build), 201, headers={"Location": f"/v1/builds/{build.id}"})
+
+
 async def explained(ledger: Ledger, build: Build) -> Build:
-    """A queued build with why it waits and its place."""
-    if build.state is not State.QUEUED:
+    """A queued build with why it waits, its place, and when it may start and end."""
+    waiting = await ledger.waiting(build) if build.state is State.QUEUED else None
+    if waiting is None:
         return build
-    waiting = await ledger.waiting(build)
-    return build.model_copy(update={"waits_for": waiting.say(build.not_before), "position": waiting.position})
+    told = {
+        "waits_for": waiting.say(build.not_before),
+        "position": waiting.position,
+        "estimate": waiting.estimate(datetime.now(UTC), build.not_before),
+    }
+    return build.model_copy(update=told)
 
 
 def told(build: Build) -> dict[str, Any]:

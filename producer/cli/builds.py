@@ -1,4 +1,4 @@
-"""list, show, logs, wait, cancel."""
+"""list, show, logs, wait, cancel, retry."""
 
 from __future__ import annotations
 
@@ -80,6 +80,20 @@ def cancel(build: str, as_json: bool) -> None:
             if found["state"] == "cancelled"
             else f"{build} is being cancelled; `crabpot wait {build}` waits for its end"
         )
+
+
+@click.command()
+@click.argument("build")
+@click.option("--wait", is_flag=True, help="Wait until the new build has ended, as `crabpot wait` does.")
+@_JSON
+def retry(build: str, wait: bool, as_json: bool) -> None:
+    """Queue a new build of the same request: same commit, same destinations. Prints its id."""
+    with connected() as client:
+        found = client.retry(build)
+        if not (wait and as_json):
+            say_json(found) if as_json else click.echo(found["id"])
+        if wait:
+            sys.exit(await_end(client, found["id"], None, as_json=as_json))
 
 
 def await_end(client: Client, build: str, timeout: float | None, *, as_json: bool) -> int:

@@ -25,6 +25,7 @@ from ledger.errors import (
     NotFound,
     PolicyDenied,
     Problem,
+    QueueFull,
     RequestInvalid,
     ServerUnavailable,
     SettingsInvalid,
@@ -55,6 +56,24 @@ class Client:
 
     def cancel(self, build: str) -> dict[str, Any]:
         return self._json("POST", f"{_path(build)}/cancel", "id")
+
+    def retry(self, build: str) -> dict[str, Any]:
+        return self._json("POST", f"{_path(build)}/retry", "id")
+
+    def limits(self) -> dict[str, Any]:
+        return self._json("GET", "/v1/limits", "limits")
+
+    def set_limit(self, scope: str, limit: int) -> dict[str, Any]:
+        return self._json("PUT", f"/v1/limits/{quote(scope)}", "limits", json={"limit": limit})
+
+    def reset_limit(self, scope: str) -> dict[str, Any]:
+        return self._json("DELETE", f"/v1/limits/{quote(scope)}", "limits")
+
+    def pause(self, scope: str) -> dict[str, Any]:
+        return self._json("PUT", f"/v1/pauses/{quote(scope)}", "limits")
+
+    def resume(self, scope: str) -> dict[str, Any]:
+        return self._json("DELETE", f"/v1/pauses/{quote(scope)}", "limits")
 
     def changes(self, build: str, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """The record now and after every change, until it has ended or `timeout` seconds are over.
@@ -206,6 +225,8 @@ def _check(answer: httpx.Response) -> None:
             raise NotFound(detail)
         case 409:
             raise Conflict(detail)
+        case 429:
+            raise QueueFull(detail)
         case 502 | 503 | 504:
             raise LedgerUnavailable(detail)
     raise CrabpotError(detail)

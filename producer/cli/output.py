@@ -101,6 +101,8 @@ def _facts(build: dict[str, Any]) -> Iterable[tuple[str, str]]:
         next((str(run["exit_code"]) for attempt in build.get("attempts", [])[-1:] for run in attempt["runs"] if run.get("exit_code")), ""),
     )
     yield "waits for", build.get("waits_for", "")
+    yield "estimate", _estimate(build.get("estimate"))
+    yield "newer", build.get("superseded_by", "")
     yield "cancel", "asked for" if build.get("cancel_requested") and build["state"] not in ENDS else ""
     yield "source", place
     yield "images", ", ".join(request.get("destinations", []))
@@ -108,6 +110,13 @@ def _facts(build: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "size", f"{build['size'] / 2**20:.1f} MiB" if build.get("size") else ""
     yield "created", f"{build['created']} ({age(build['created'])} ago)"
     yield "took", _took(build)
+
+
+def _estimate(given: dict[str, str] | None) -> str:
+    if given is None:
+        return ""
+    times = {name: f"{_time(text).astimezone():%H:%M:%S}" for name, text in given.items()}
+    return "starts between {starts_after} and {starts_before}, ends between {ends_after} and {ends_before}".format(**times)
 
 
 def _run(run: dict[str, Any]) -> str:

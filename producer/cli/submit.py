@@ -30,7 +30,8 @@ _GIT_SECONDS = 60
 @click.option("--target", help="The stage to build.")
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME=VALUE", help="May be given several times.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be given several times.")
-@click.option("--priority", type=int, help="Higher goes first within the project.")
+@click.option("--priority", type=int, help="Within the project: a point is worth a minute of waiting.")
+@click.option("--concurrency-key", help="Of the project's builds with this key only so many run at once.")
 @click.option(
     "--file", "file", type=click.File("r"), help="A request as YAML or JSON (docs/requests.md); - reads standard input. Options go over it."
 )
@@ -39,7 +40,7 @@ _GIT_SECONDS = 60
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def submit(
     project: str | None, url: str | None, ref: str | None, commit: str | None, images: Sequence[str], dockerfile: str | None, target: str | None,
-    build_args: Sequence[str], labels: Sequence[str], priority: int | None, file: TextIO | None, idempotency_key: str | None, wait: bool, as_json: bool,
+    build_args: Sequence[str], labels: Sequence[str], priority: int | None, concurrency_key: str | None, file: TextIO | None, idempotency_key: str | None, wait: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Queue a build; prints its id."""
     request = _read(file) if file else {}
@@ -53,6 +54,7 @@ def submit(
         "dockerfile": dockerfile,
         "target": target,
         "priority": priority,
+        "concurrency_key": concurrency_key,
     }
     given |= {"build_args": _pairs("--build-arg", build_args), "labels": _pairs("--label", labels)}
     request |= {name: value for name, value in given.items() if value not in (None, [], {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -295,3 +295,78 @@ async def test_readiness_does_not_wait_for_a_redis_that_hangs(own_redis, monkeyp
         finally:
             own_redis.process.send_signal(signal.SIGCONT)
     assert (hangs.status_code, "0.2 s" in hangs.text) == (503, True)
+
+
+async def test_an_ended_build_is_built_again(api, ledger):
+    first = await submitted(api, priority=3)
+    early = await api.post(f"/v1/builds/{first}/retry")
+    assert (early.status_code, "still queued" in early.json()["detail"]) == (409, True)
+    await ledger.transition(await ledger.read(first), State.FAILED, due=None, reason=Reason.BUILD_FAILED)
+    again = await api.post(f"/v1/builds/{first}/retry")
+    assert (again.status_code, again.json()["state"]) == (201, "queued")
+    assert again.headers["location"] == f"/v1/builds/{again.json()['id']}" != f"/v1/builds/{first}"
+    assert (await ledger.read(again.json()["id"])).request == (await ledger.read(first)).request
+    assert (await api.post("/v1/builds/nobody/retry")).status_code == 404
+
+
+async def test_limits_and_pauses(api):
+    def of(answer, scope):
+        assert answer.status_code == 200, answer.text
+        return next(row for row in answer.json()["limits"] if row["scope"] == scope)
+
+    build = await submitted(api)
+    assert of(await api.get("/v1/limits"), "project/demo") == {
+        "scope": "project/demo", "limit": 2, "file": 2, "by_hand": None, "taken": 0, "paused": None,
+    }  # fmt: skip
+    assert of(await api.put("/v1/limits/project/demo", json={"limit": 0}), "project/demo")["limit"] == 0
+    waiting = (await api.get(f"/v1/builds/{build}")).json()["waits_for"]
+    assert waiting == "the project's limit: 0 of 0 run; 0 of the project go before it"
+    assert of(await api.delete("/v1/limits/project/demo"), "project/demo")["by_hand"] is None
+    assert of(await api.put("/v1/pauses/all"), "all")["paused"] is not None
+    assert "a pause of all since" in (await api.get(f"/v1/builds/{build}")).json()["waits_for"]
+    assert of(await api.delete("/v1/pauses/all"), "all")["paused"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("PUT", "/v1/limits/demo", {"limit": 1}, 400, "project/NAME"),
+        ("PUT", "/v1/limits/project/nobody", {"limit": 1}, 404, "nobody"),
+        ("PUT", "/v1/limits/all", {"limit": "many"}, 400, "limit"),
+        ("PUT", "/v1/limits/all", {"limit": -1}, 400, "limit"),
+        ("PUT", "/v1/limits/all", {"limits": 1}, 400, "limit"),
+        ("PUT", "/v1/limits/all", None, 400, "request"),
+        ("PUT", "/v1/pauses/keys/demo", None, 400, "limited, not paused"),
+        ("POST", "/v1/limits/all", {"limit": 1}, 405, "POST"),
+    ],
+)
+async def test_a_limit_that_is_none(api, method, path, body, status, said):
+    answer = await api.request(method, path, json=body) if body else await api.request(method, path)
+    assert (answer.status_code, said in answer.text) == (status, True), answer.text
+
+
+async def test_a_full_queue_says_when_to_try_again(api, ledger, projects):
+    demo = projects.projects["demo"].model_copy(update={"max_queued": 1})
+    await ledger.store_projects(projects.model_copy(update={"projects": {"demo": demo}}))
+    await submitted(api)
+    refused = await api.post("/v1/builds", json=request_fields())
+    assert (refused.status_code, refused.headers["retry-after"], "max_queued" in refused.text) == (429, "30", True)
+
+
+async def test_an_estimate_comes_from_recent_builds(api, ledger):
+    for _ in range(3):
+        build = await submitted(api)
+        run = await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE, started=datetime.now(UTC) - 2 * MINUTE)
+        assert (await api.get(f"/v1/builds/{build}")).json().get("estimate") is None
+        await ledger.transition(run, State.PUBLISHING, due=MINUTE)
+    builds = [await submitted(api) for _ in range(6)]
+    for _ in range(2):
+        await ledger.admit(MINUTE)
+    told = (await api.get(f"/v1/builds/{builds[5]}")).json()
+    assert told["position"] == 3
+    starts, ends = (
+        [datetime.fromisoformat(told["estimate"][f"{what}_{side}"]) for side in ("after", "before")] for what in ("starts", "ends")
+    )
+    now = datetime.now(UTC)
+    assert now < starts[0] < starts[1] < now + 8 * MINUTE
+    assert ends[0] - starts[0] >= 2 * MINUTE - timedelta(seconds=1)

@@ -256,3 +256,22 @@ async def test_help_needs_no_redis_and_lists_everything(crabpot):
     assert code == 0
     for name in ("submit", "list", "show", "logs", "cancel", "wait", "doctor", "serve", "watch", "124"):
         assert name in out
+
+
+async def test_limits_pauses_and_retries(crabpot, ledger):
+    build = await submitted(crabpot)
+    code, out, err = await crabpot("limits", "project/demo", "1")
+    assert (code, err, "project/demo\t1\t0\tby hand; the file says 2\t" in out) == (0, "", True)
+    assert "project/demo\t2\t0\t\t" in (await crabpot("limits", "project/demo", "--reset"))[1]
+    assert "paused for" in (await crabpot("pause"))[1]
+    code, out, _ = await crabpot("show", build)
+    assert "a pause of all since" in out and "`crabpot resume` ends it" in out
+    assert "paused" not in (await crabpot("resume"))[1]
+    assert "class/amd64" in (await crabpot("limits", "--json"))[1]
+    code, _, err = await crabpot("limits", "demo", "3")
+    assert (code, "must be all, project/NAME" in err) == (2, True)
+    assert (await crabpot("limits", "all"))[0] == 2
+    assert (await crabpot("retry", build))[0] == 5
+    await crabpot("cancel", build)
+    code, out, err = await crabpot("retry", build)
+    assert (code, err, (await ledger.read(out.strip())).state) == (0, "", State.QUEUED)

@@ -40,7 +40,7 @@ async def submit(ledger: Ledger, count: int = 1, **changes):
 
 async def events_of(ledger: Ledger, build: str) -> list[str]:
     told = [json.loads(text) for _, text in await ledger.events("0-0", count=10_000)]
-    return [entry["type"].split(".")[-4] for entry in told if entry["data"]["customData"]["build"] == build]
+    return [entry["type"].split(".")[-4] for entry in told if entry["data"].get("customData", {}).get("build") == build]
 
 
 async def test_a_submitted_build_is_queued_and_says_its_place(ledger):
@@ -98,7 +98,7 @@ async def test_limits_hold_and_slots_come_back(ledger):
     assert [build.state for build in taken] == [State.STARTING] * 2  # the project's limit
     assert set(await ledger.slots()) == {f"{build.id}/1/linux/amd64" for build in taken}
     waiting = (await ledger.page(state=State.QUEUED)).builds[-1]
-    assert "project's limit: 2 of 2" in (await ledger.waiting(waiting)).say(None)
+    assert "project's limit: 2 of 2 run" in (await ledger.waiting(waiting)).say(None)
     await ledger.transition(taken[0], State.FAILED, due=None, reason=Reason.BUILD_FAILED)
     assert (await ledger.admit(MINUTE)) is not None
     assert (await ledger.admit(MINUTE)) is None
@@ -112,7 +112,7 @@ async def test_the_global_limit_holds_over_projects(ledger):
     assert len(taken) == 4
     assert {build.project for build in taken} == {"demo", "other"}  # neither project waits for the other's queue
     blocked = (await ledger.page(project="other", state=State.QUEUED)).builds[0]
-    assert "global limit: 4 of 4" in (await ledger.waiting(blocked)).say(None)
+    assert "limit over all: 4 of 4 run" in (await ledger.waiting(blocked)).say(None)
 
 
 async def test_admission_is_atomic_among_many(ledger):
@@ -261,7 +261,7 @@ async def test_finished_builds_are_forgotten_whole(redis_url, projects):
         await asyncio.sleep(0.002)
     left = set(await ledger.connection.command("KEYS", "*")) - empty
     root = ledger.connection.keys.root
-    assert left <= {f"{root}{name}".encode() for name in ("seq", "events", "clock", "logs:sizes")}
+    assert left <= {f"{root}{name}".encode() for name in ("seq", "events", "clock", "classes", "classes:demo", "logs:sizes")}
     with pytest.raises(NotFound):
         await ledger.read(build.id)
     await ledger.close()
