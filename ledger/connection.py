@@ -1,4 +1,4 @@
-"""The way to Redis: connecting, the Lua scripts, and redis-py's errors said as ours. Nothing else imports redis.
+"""The way to Redis: connecting, the Lua scripts, and redis-py's errors said as ours. Only `ledger/blocking.py` imports redis beside it.
 
 Two connection pools per process and event loop: a few connections for commands, which many tasks share in turn, and one connection for
 each that waits for something to happen. The scripts are loaded by their digest and sent whole only when Redis does not know them.
@@ -14,21 +14,19 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import redis
 import redis.asyncio
 from redis import exceptions
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.connection import ConnectionInterface
-from redis.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
 
 from ledger.errors import LedgerError, LedgerFull, LedgerUnavailable, LedgerUnfit
 from ledger.keys import Keys
 
 ANSWER_TIMEOUT = 5.0
 """Seconds that Redis has for an answer. It answers in under a millisecond; longer than this is a broken connection."""
-_RETRIES = 2
+RETRIES = 2
+"""How often a call is repeated that Redis did not answer."""
 _COMMANDS = 32
 """Connections for commands. Redis answers one at a time: more would not be faster, and a thousand tasks would open a thousand."""
 _TURN = 60.0
@@ -68,64 +66,13 @@ def translated() -> Iterator[None]:
         raise LedgerError(f"Redis refused a command of crabpot's: {error}") from error
 
 
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "socket_timeout": ANSWER_TIMEOUT,
     "socket_connect_timeout": 5.0,
     "socket_keepalive": True,
     "health_check_interval": 30,
     "protocol": 3,
 }
-
-
-class SyncConnection:
-    """Redis for a program without an event loop: `submit_build()`. Thread-safe.
-
-    Uses redis-py's connections without its client in between, whose own work takes as long again as Redis does.
-    """
-
-    def __init__(self, url: str, keys: Keys) -> None:
-        self.keys = keys
-        self._retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES)
-        self._maker = redis.ConnectionPool.from_url(url, max_connections=2**31, retry=Retry(NoBackoff(), 0), **_COMMON)
-        self._idle: list[ConnectionInterface] = []
-
-    def run(self, name: str, *arguments: str | float | bytes) -> Answer:
-        digest, text = script(name)
-        with translated():
-            try:
-                return self._send("EVALSHA", digest, 0, self.keys.root, *arguments)
-            except exceptions.NoScriptError:
-                return self._send("EVAL", text, 0, self.keys.root, *arguments)
-
-    def command(self, *words: str | float | bytes) -> Answer:
-        with translated():
-            return self._send(*words)
-
-    def _send(self, *words: str | float | bytes) -> Answer:
-        """A call that Redis may have done although its answer did not come is sent again: each script takes that."""
-        return self._retry.call_with_retry(lambda: self._ask(words), lambda _: self.close())
-
-    def _ask(self, words: tuple[str | float | bytes, ...]) -> Answer:
-        try:
-            connection = self._idle.pop()  # the one that was used last; one call, so that no two threads get the same
-        except IndexError:
-            connection = self._maker.make_connection()
-        try:
-            connection.send_command(*words)  # connects first, where it is not
-            return connection.read_response()
-        except exceptions.ResponseError:
-            raise
-        except BaseException:
-            connection.disconnect()  # what was not read would be taken for the answer to the next
-            raise
-        finally:
-            self._idle.append(connection)
-
-    def close(self) -> None:
-        """Disconnect what is not in use; the next command connects again."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.disconnect()
 
 
 @contextmanager
@@ -151,8 +98,8 @@ class Connection:
 
     def __init__(self, url: str, keys: Keys) -> None:
         self.keys = keys
-        retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _RETRIES)
-        kept: dict[str, Any] = {"retry": retry, **_COMMON}
+        retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES)
+        kept: dict[str, Any] = {"retry": retry, **COMMON}
         commands = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=_COMMANDS, timeout=_TURN, **kept)
         self._commands = redis.asyncio.Redis.from_pool(commands)
         self._waits = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ledger.blocking import SyncConnection
 from ledger.build import Build
 from ledger.codec import decode, pairs
-from ledger.connection import SyncConnection
 from ledger.errors import LedgerError, NotFound, RequestInvalid
 from ledger.keys import Keys
 from ledger.request import BuildRequest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -106,6 +108,74 @@ def test_a_call_whose_answer_was_lost_is_one_build(redis, point_at):
     told = in_ledger(redis.url, lambda ledger: ledger.events("0-0"))
     assert sum(build.id.encode() in text for _, text in told) == 1
     assert submit_build(make_request()).sequence == 3
+
+
+def test_many_threads_outlast_a_redis_that_is_killed(redis):
+    """Threads share round trips: one that fails fails for whom it was sent, and for nobody later."""
+    submit_build(make_request())
+
+    def submit(number: int) -> str | None:
+        if number == 40:
+            redis.kill()
+            redis.start()
+        try:
+            return submit_build(make_request()).id
+        except LedgerUnavailable:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        builds = list(pool.map(submit, range(120)))
+    stored = {build.id for build in in_ledger(redis.url, lambda ledger: ledger.page(limit=500)).builds}
+    assert {build for build in builds if build} <= stored
+    assert builds[-1]
+
+
+def test_an_interrupt_of_the_thread_that_sends_for_all_is_its_own(redis, monkeypatch):
+    submit_build(make_request())
+    connection = producer.submit._current.connection
+    exchange, sent = connection._exchange, threading.Event()
+
+    def interrupted(calls):
+        if not sent.is_set():
+            while len(connection._calls) < 3:
+                time.sleep(0.001)
+            sent.set()
+            raise KeyboardInterrupt
+        exchange(calls)
+
+    monkeypatch.setattr(connection, "_exchange", interrupted)
+    with ThreadPoolExecutor(4) as pool:
+        ends = [pool.submit(submit_build, make_request()) for _ in range(4)]
+        failures = [end.exception() for end in ends]
+    assert sorted(str(type(failure).__name__) for failure in failures) == ["KeyboardInterrupt", "NoneType", "NoneType", "NoneType"]
+
+
+def test_an_interrupt_of_a_thread_that_waits_holds_up_nobody(redis, monkeypatch):
+    submit_build(make_request())
+    connection = producer.submit._current.connection
+    exchange, going_on = connection._exchange, threading.Event()
+
+    def slow(calls):
+        going_on.wait(10)
+        exchange(calls)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "_exchange", slow)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(submit_build, make_request())
+        while not connection._led:
+            time.sleep(0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            submit_build(make_request())
+        signal.signal(signal.SIGALRM, before)
+        later = pool.submit(submit_build, make_request())
+        going_on.set()
+        assert first.result(10).sequence == 2
+        assert later.result(10).sequence == 3
 
 
 def test_waiting_for_a_build(redis):
