@@ -27,6 +27,8 @@ CrabpotError
 │   ├── RegistryUnavailable no answer, 5xx (retryable)
 │   ├── RateLimited         429 (retryable)
 │   ├── RegistryDenied      401, 403, or a token with less than was asked for
+│   │   ├── RegistryUnsupported the registry never does this
+│   │   └── ReadOnly        a client that may only read was told to write
 │   ├── ManifestUnknown     404: a definite answer
 │   └── RegistryConfused    an answer that breaks the protocol
 └── ServerUnavailable       the REST API did not answer (retryable)
@@ -194,6 +196,14 @@ class RateLimited(RegistryError):
 
 class RegistryDenied(RegistryError):
     """The registry does not allow this with the configured credential."""
+
+
+class RegistryUnsupported(RegistryDenied):
+    """The registry does not do this at all, whoever asks."""
+
+
+class ReadOnly(RegistryDenied):
+    """This client was made to read only, and sends nothing else."""
 
 
 class ManifestUnknown(RegistryError):

@@ -71,6 +71,10 @@ class RegistryAccess(Frozen):
     """Plain HTTP."""
     certificate: Path | None = None
     """A CA certificate (PEM) on the worker's disk."""
+    requests_at_once: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """How many requests a worker process may have under way there; of several projects' limits the strictest counts."""
+    requests_per_second: Annotated[float, Field(gt=0, le=10000)] | None = None
+    """How many it may send a second. A registry that answers 429 is left alone as long as it asks, whatever stands here."""
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from typing import TypeVar
 
 from ledger.errors import ClusterDenied, NotFound, RegistryDenied, SettingsInvalid
 from ledger.projects import ProjectSettings, RegistryAccess
@@ -11,6 +12,9 @@ from ledger.settings import Settings
 from worker.cluster import Cluster
 from worker.registry.client import RegistryClient
 from worker.registry.credentials import Anonymous, Credential, Credentials, DockerConfig
+from worker.registry.pace import IMPATIENT, Budgets, Patience
+from worker.registry.reader import RegistryReader
+from worker.registry.wire import api_host
 
 _CREDENTIALS_TTL = 5.0
 
@@ -30,27 +34,44 @@ class Current:
         return await self._known.find(registry, repository)
 
 
-class Registries:
-    """A client per project and registry."""
+_Client = TypeVar("_Client", bound=RegistryReader)
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
-        self._cluster, self._settings = cluster, settings
-        self._clients: dict[tuple[str, str, RegistryAccess], RegistryClient] = {}
+
+class Registries:
+    """A client per project and registry, of each kind that is asked for; all share a registry's budget."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, *, patience: Patience = IMPATIENT) -> None:
+        """The patience is that of all its clients: steps have none, because they are repeated; long work and people's commands have some."""
+        self._cluster, self._settings, self._patience = cluster, settings, patience
+        self._budgets = Budgets()
+        self._clients: dict[tuple[type[RegistryReader], str, str, RegistryAccess], RegistryReader] = {}
 
     def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
         """The client by which workers read and tag in a registry for a project; its calls are RegistryDenied where the credential cannot be had."""
+        return self._opened(RegistryClient, project, settings, registry)
+
+    def reader(self, project: str, settings: ProjectSettings, registry: str) -> RegistryReader:
+        """The same to read only: it cannot send anything else."""
+        return self._opened(RegistryReader, project, settings, registry)
+
+    def _opened(self, kind: type[_Client], project: str, settings: ProjectSettings, registry: str) -> _Client:
         access = settings.registries.get(registry, RegistryAccess())
-        key = (project, registry, access)
-        if key not in self._clients:
+        key = (kind, project, registry, access)
+        client = self._clients.get(key)
+        if client is None:
+            self._budgets.of(api_host(registry)).tighten(at_once=access.requests_at_once, per_second=access.requests_per_second)
             try:
-                self._clients[key] = RegistryClient(
+                client = self._clients[key] = kind(
                     self.credentials(settings, access),
                     insecure=frozenset({registry} if access.insecure else ()),
                     certificates={registry: str(access.certificate)} if access.certificate else {},
+                    budgets=self._budgets,
+                    patience=self._patience,
                 )
             except SettingsInvalid as error:
                 raise RegistryDenied(f"the registry's certificate cannot be used: {error}") from error
-        return self._clients[key]
+        assert type(client) is kind
+        return client
 
     def credentials(self, settings: ProjectSettings, access: RegistryAccess) -> Credentials:
         """What the project says of one registry, as it is now, whenever it is asked."""

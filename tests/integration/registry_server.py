@@ -80,8 +80,8 @@ class RegistryServer:
         """Store a blob; its descriptor without a media type."""
         digest = digest_of(raw)
         with self.http() as http:
-            location = http.post(f"{repository}/blobs/uploads/").raise_for_status().headers["location"]
-            url = httpx.URL(location).copy_add_param("digest", digest)
+            begun = http.post(f"{repository}/blobs/uploads/").raise_for_status()
+            url = begun.url.join(begun.headers["location"]).copy_add_param("digest", digest)
             http.put(url, content=raw, headers={"Content-Type": "application/octet-stream"}).raise_for_status()
         return {"digest": digest, "size": len(raw)}
 
@@ -91,17 +91,38 @@ class RegistryServer:
             http.put(f"{repository}/manifests/{reference}", content=raw, headers={"Content-Type": body["mediaType"]}).raise_for_status()
         return raw
 
+    def push_referrer(
+        self, repository: str, subject: bytes, *, tag: str | None = None, artifact_type: str = "application/vnd.test"
+    ) -> bytes:
+        """Store an artifact that is about a manifest, untagged unless told; its bytes."""
+        about = {"mediaType": json.loads(subject)["mediaType"], "digest": digest_of(subject), "size": len(subject)}
+        config = {"mediaType": "application/vnd.oci.empty.v1+json", **self.push_blob(repository, b"{}")}
+        layer = {"mediaType": "application/octet-stream", **self.push_blob(repository, artifact_type.encode())}
+        body = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "artifactType": artifact_type,
+            "config": config,
+            "layers": [layer],
+            "subject": about,
+        }
+        return self.push_manifest(repository, tag or digest_of(json.dumps(body).encode()), body)
+
     def push_image(
         self,
         repository: str,
-        tag: str,
+        tag: str | None,
         *,
         layers: tuple[bytes, ...] = (b"layer",),
         labels: dict[str, str] | None = None,
         media_type: str = OCI_MANIFEST,
+        created: str | None = None,
     ) -> bytes:
-        """Store an image under a tag; its manifest's bytes."""
-        config = {"architecture": "amd64", "os": "linux", "config": {"Labels": labels or {}}, "rootfs": {"type": "layers", "diff_ids": []}}
+        """Store an image under a tag or its digest; its manifest's bytes."""
+        config: dict[str, Any] = {"architecture": "amd64", "os": "linux", "config": {"Labels": labels or {}}}
+        config["rootfs"] = {"type": "layers", "diff_ids": []}
+        if created:
+            config["created"] = created
         kind = "vnd.oci.image" if media_type == OCI_MANIFEST else "vnd.docker.container.image"
         body = {
             "schemaVersion": 2,
@@ -110,9 +131,15 @@ class RegistryServer:
                 "mediaType": f"application/{kind}.{'config.' if 'oci' in kind else ''}v1+json",
                 **self.push_blob(repository, json.dumps(config).encode()),
             },
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", **self.push_blob(repository, layer)} for layer in layers],
+            "layers": [
+                {
+                    "mediaType": f"application/{'vnd.oci.image.layer.v1.tar' if 'oci' in kind else 'vnd.docker.image.rootfs.diff.tar.gzip'}",
+                    **self.push_blob(repository, layer),
+                }
+                for layer in layers
+            ],
         }
-        return self.push_manifest(repository, tag, body)
+        return self.push_manifest(repository, tag or digest_of(json.dumps(body).encode()), body)
 
     def push_index(self, repository: str, tag: str, children: dict[str, bytes], *, media_type: str = OCI_INDEX) -> bytes:
         """Store an index of images that are there already, by platform; its bytes."""
@@ -138,16 +165,23 @@ def digest_of(raw: bytes) -> str:
 
 @contextlib.contextmanager
 def run_registry(
-    folder: Path, *, htpasswd: bool = False, token: TokenServer | None = None, tls: Certificate | None = None, readonly: bool = False
+    folder: Path,
+    *,
+    htpasswd: bool = False,
+    token: TokenServer | None = None,
+    tls: Certificate | None = None,
+    readonly: bool = False,
+    deletes: bool = True,
+    program: str = "docker-registry",
 ) -> Iterator[RegistryServer]:
-    """Debian's docker-registry 2.8 with its data in `folder`: open, or with basic or bearer auth."""
+    """Debian's docker-registry 2.8, or another distribution, with its data in `folder`: open, or with basic or bearer auth."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {
             "filesystem": {"rootdirectory": str(folder / "data")},
-            "delete": {"enabled": True},
+            "delete": {"enabled": deletes},
             "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": readonly}},
         },
         "http": {
@@ -169,29 +203,34 @@ def run_registry(
             }
         }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    process = subprocess.Popen(
-        ["docker-registry", "serve", folder / "config.yml"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    with serving([program, "serve", folder / "config.yml"], r"listening on (127\.0\.0\.1:\d+)") as (host, process):
+        yield RegistryServer(host, process, auth=(USER, PASSWORD) if htpasswd else None)
+
+
+@contextlib.contextmanager
+def serving(command: list[str | Path], listens: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server that says where it listens: what the pattern's groups found, joined by a colon, and its process."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     drain = None
     try:
-        assert process.stderr
+        assert process.stdout
         said = []
-        for line in process.stderr:
+        for line in process.stdout:
             said.append(line)
-            if match := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
+            if match := re.search(listens, line):
                 break
         else:
-            raise RuntimeError("docker-registry did not start: " + "".join(said))
-        drain = threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True)
+            raise RuntimeError(f"{command[0]} did not start: " + "".join(said))
+        drain = threading.Thread(target=lambda: [None for _ in process.stdout or ()], daemon=True)
         drain.start()
-        yield RegistryServer(match[1], process, auth=(USER, PASSWORD) if htpasswd else None)
+        yield ":".join(match.groups()), process
     finally:
         process.terminate()
         process.wait(10)
         if drain:
             drain.join(10)
-        if process.stderr:
-            process.stderr.close()
+        if process.stdout:
+            process.stdout.close()
 
 
 @dataclass

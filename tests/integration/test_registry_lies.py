@@ -112,12 +112,20 @@ async def test_all_four_types_are_accepted() -> None:
 
 async def test_429_says_how_long_to_wait() -> None:
     body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]}'
-    async with lying(lambda request: Reply(429, {"Retry-After": "17"}, body)) as (_, client, image):
-        for asked in (client.resolve(image), client.manifest(image), client.put_manifest(image, RAW, OCI_MANIFEST)):
-            with pytest.raises(RateLimited) as caught:
-                await asked
+    for ask in (
+        lambda client, image: client.resolve(image),
+        lambda client, image: client.manifest(image),
+        lambda client, image: client.put_manifest(image, RAW, OCI_MANIFEST),
+    ):
+        async with lying(lambda request: Reply(429, {"Retry-After": "17"}, body)) as (server, client, image):
+            with pytest.raises(RateLimited, match="answered 429") as caught:
+                await ask(client, image)
             assert caught.value.retry_after == 17
-        assert "slow down" in str(caught.value)
+            asked = len(server.requests)
+            with pytest.raises(RateLimited, match="left alone") as caught:
+                await client.manifest(image)
+            assert caught.value.retry_after == 17
+            assert len(server.requests) == asked
 
 
 async def test_a_proxys_502_is_unavailable_and_its_html_is_not_repeated() -> None:

@@ -14,10 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.errors import ManifestUnknown, RateLimited, RegistryConfused, RegistryDenied, RegistryError, RegistryUnavailable
-from worker.registry.auth import Challenge, Scope, granted, parse_challenges
+from ledger.errors import (
+    ManifestUnknown,
+    RateLimited,
+    RegistryConfused,
+    RegistryDenied,
+    RegistryError,
+    RegistryUnavailable,
+    RegistryUnsupported,
+)
+from worker.registry.answers import Answer, parse_retry_after, refusal
+from worker.registry.auth import Scope, granted
+from worker.registry.challenges import Challenge, parse_challenges
 from worker.registry.manifests import ACCEPT, OCI_INDEX, OCI_MANIFEST, Manifest
-from worker.registry.wire import Answer, api_host, parse_retry_after, refusal
+from worker.registry.wire import api_host
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -136,7 +146,7 @@ def coded(code: str) -> bytes:
         (answer(403, coded("TOOMANYREQUESTS")), RateLimited, None),
         (answer(401), RegistryDenied, None),
         (answer(403), RegistryDenied, None),
-        (answer(405, coded("UNSUPPORTED")), RegistryDenied, None),
+        (answer(405, coded("UNSUPPORTED")), RegistryUnsupported, None),
         (answer(405), RegistryUnavailable, None),
         (answer(408), RegistryUnavailable, None),
         (answer(500), RegistryUnavailable, None),

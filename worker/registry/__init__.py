@@ -1,16 +1,22 @@
-"""Image registries: the client that confirms digests and sets tags, and where its credentials come from.
+"""Image registries: what is read there, what is changed, and where the credentials come from.
 
-`wire` speaks HTTP and knows errors, `auth` answers challenges, `credentials` finds what to answer with, `manifests` reads what
-comes back, and `client` is what the steps use.
+`wire` sends and `pace` says how fast; `answers` knows what an answer means; `auth` answers `challenges`, with what `credentials` finds;
+`manifests` and `listing` read what comes back. `reader` is for all that only looks, `client` writes too, `rehearsal` writes without sending,
+and `copying` moves whole images.
 """
 
 from worker.registry.client import RegistryClient
 from worker.registry.credentials import Anonymous, ByRegistry, Credential, Credentials, DockerConfig, DockerConfigFile
 from worker.registry.manifests import Descriptor, Manifest
+from worker.registry.pace import IMPATIENT, PATIENT, Budgets, Patience
+from worker.registry.reader import RegistryReader
 from worker.registry.wire import Timeouts
 
 __all__ = [
+    "IMPATIENT",
+    "PATIENT",
     "Anonymous",
+    "Budgets",
     "ByRegistry",
     "Credential",
     "Credentials",
@@ -18,6 +24,8 @@ __all__ = [
     "DockerConfig",
     "DockerConfigFile",
     "Manifest",
+    "Patience",
     "RegistryClient",
+    "RegistryReader",
     "Timeouts",
 ]

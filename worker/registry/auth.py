@@ -12,15 +12,18 @@ import binascii
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from ledger.errors import RegistryConfused, RegistryDenied
+from ledger.errors import ReadOnly, RegistryConfused, RegistryDenied
+from worker.registry.answers import Answer, refusal
+from worker.registry.challenges import Challenge, parse_challenges
 from worker.registry.credentials import Credential, Credentials
 from worker.registry.manifests import parse_object
-from worker.registry.wire import Answer, Wire, refusal
+from worker.registry.wire import Wire
 
 _TOKEN_LIFE = 60.0
 """Seconds that a token lives where its server does not say (the specification's default)."""
@@ -28,8 +31,8 @@ _BASIC_LIFE = 60.0
 """Seconds that a looked-up user and password are used, so that a credential helper does not run for every request."""
 _MAX_TOKEN = 1024 * 1024
 _MAX_GRANTS = 1000
-_CHALLENGE = re.compile(r"""[\s,]*(?P<scheme>[!#$%&'*+.^_`|~\w-]+)(?:\s+(?=[^\s=,]+\s*=)|\s*(?=,|$))""", re.ASCII)
-_PARAMETER = re.compile(r"""[\s,]*(?P<name>[!#$%&'*+.^_`|~\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s",]+))""", re.ASCII)
+READING = frozenset({"GET", "HEAD"})
+ANY = READING | {"PUT", "POST", "PATCH", "DELETE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,6 @@ class Scope:
         return f"{self.kind}:{self.name}:{','.join(self.actions)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """What a 401 asks for; the scheme in lower case."""
-
-    scheme: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
-
-
 @dataclass(slots=True)
 class _Grant:
     """An Authorization header for some scopes; the lock lets one of many that need it fetch it."""
@@ -64,9 +59,18 @@ class _Grant:
 class Authorizer:
     """Sends requests to registries with the Authorization that they need, and keeps challenges and tokens meanwhile."""
 
-    def __init__(self, wire: Wire, credentials: Credentials, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        credentials: Credentials,
+        *,
+        methods: frozenset[str] = ANY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Methods: all that is ever sent to a registry through this; another one is ReadOnly, before anything is sent."""
         self._wire = wire
         self._credentials = credentials
+        self._methods = methods
         self._clock = clock
         self._challenges: dict[str, Challenge | None] = {}
         self._grants: dict[tuple[str, frozenset[Scope]], _Grant] = {}
@@ -92,26 +96,68 @@ class Authorizer:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
         limit: int = 64 * 1024,
+        tries: int | None = None,
     ) -> Answer:
         """Send with the rights of `scopes` (the first names the repository whose credential is used). `path` begins with `/v2/`.
 
         A 401 is answered once, by a new token: the old one may have ended early. After a second one it is RegistryDenied.
+        `tries` is how often something else than GET and HEAD may be sent.
         """
-        if registry not in self._challenges:
-            await self.ping(registry)
+        self._check(method, registry)
         url, given = self._wire.base(registry) + path, dict(headers or {})
-        sent = await self._authorization(registry, scopes)
-        answer = await self._wire.send(method, url, headers=given | _header(sent), content=content, limit=limit)
+        sent = await self._known(registry, scopes)
+        answer = await self._wire.send(method, url, headers=given | _header(sent), content=content, limit=limit, tries=tries)
         if answer.status != 401 or answer.redirected:
             return answer
+        renewed = await self._renewed(registry, scopes, sent, answer)
+        answer = await self._wire.send(method, url, headers=given | _header(renewed), content=content, limit=limit, tries=tries)
+        if answer.status == 401:
+            raise _denied(registry, scopes, self._challenges[registry], renewed)
+        return answer
+
+    async def upload(
+        self, registry: str, path: str, *scopes: Scope, content: AsyncIterable[bytes], headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """PUT a stream with the rights of `scopes`. It can be read once only, so a 401 to it is final: ask for the upload first, with the same rights."""
+        self._check("PUT", registry)
+        sent = await self._known(registry, scopes)
+        return await self._wire.send(
+            "PUT", self._wire.base(registry) + path, headers=dict(headers or {}) | _header(sent), content=content, tries=1
+        )
+
+    @asynccontextmanager
+    async def download(self, registry: str, path: str, *scopes: Scope) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
+        """GET with the rights of `scopes`, piece by piece; a 401 is answered as by `send`."""
+        url, sent = self._wire.base(registry) + path, await self._known(registry, scopes)
+        renewed: str | None = None
+        async with self._wire.download(url, headers=_header(sent)) as (answer, pieces):
+            if answer.status != 401 or answer.redirected:
+                yield answer, pieces
+                return
+            renewed = await self._renewed(registry, scopes, sent, answer)
+        async with self._wire.download(url, headers=_header(renewed)) as (answer, pieces):
+            if answer.status == 401:
+                raise _denied(registry, scopes, self._challenges[registry], renewed)
+            yield answer, pieces
+
+    def _check(self, method: str, registry: str) -> None:
+        if method not in self._methods:
+            raise ReadOnly(f"a {method} to {registry} was held back: this client reads only")
+
+    async def _known(self, registry: str, scopes: tuple[Scope, ...]) -> str | None:
+        """The Authorization by what is known of the registry; it is pinged when it is asked for the first time."""
+        if registry not in self._challenges:
+            await self.ping(registry)
+        return await self._authorization(registry, scopes)
+
+    async def _renewed(self, registry: str, scopes: tuple[Scope, ...], sent: str | None, answer: Answer) -> str:
+        """Another Authorization than the one that a 401 answered; RegistryDenied where there is none to try."""
         self._challenges[registry] = challenge = _pick(registry, answer)
         self._forget(registry, scopes, sent)
         renewed = await self._authorization(registry, scopes)
-        if renewed is not None and not (renewed == sent and challenge.scheme == "basic"):
-            answer = await self._wire.send(method, url, headers=given | _header(renewed), content=content, limit=limit)
-        if answer.status == 401:
+        if renewed is None or (renewed == sent and challenge.scheme == "basic"):
             raise _denied(registry, scopes, challenge, renewed)
-        return answer
+        return renewed
 
     async def _authorization(self, registry: str, scopes: tuple[Scope, ...]) -> str | None:
         challenge = self._challenges[registry]
@@ -194,20 +240,6 @@ class Authorizer:
         return url
 
 
-def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
-    """The challenges of all WWW-Authenticate headers (RFC 9110 11.6.1), in order; what cannot be read ends its header."""
-    found: list[Challenge] = []
-    for header in headers:
-        at = 0
-        while match := _CHALLENGE.match(header, at):
-            at, parameters = match.end(), {}
-            while parameter := _PARAMETER.match(header, at):
-                at, quoted = parameter.end(), parameter["quoted"]
-                parameters[parameter["name"].lower()] = parameter["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            found.append(Challenge(match["scheme"].lower(), parameters))
-    return found
-
-
 def granted(token: str) -> list[tuple[str, str, frozenset[str]]] | None:
     """Kind, name and actions that a token says it grants (its JWT's `access` claim); None where it does not say."""
     try:
@@ -248,9 +280,9 @@ def _basic(registry: str, credential: Credential | None) -> str | None:
     return credential.basic
 
 
-def _denied(registry: str, scopes: tuple[Scope, ...], challenge: Challenge, sent: str | None) -> RegistryDenied:
+def _denied(registry: str, scopes: tuple[Scope, ...], challenge: Challenge | None, sent: str | None) -> RegistryDenied:
     wanted = " ".join(str(scope) for scope in scopes)
-    if sent is None:
+    if sent is None or challenge is None:
         return RegistryDenied(f"{registry} needs a credential for {wanted}, and none is configured")
     if challenge.scheme == "basic":
         return RegistryDenied(f"{registry} refuses the configured user and password for {wanted}")

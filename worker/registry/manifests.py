@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 INDEXES = frozenset({DOCKER_LIST, OCI_INDEX})
+KNOWN = INDEXES | {DOCKER_MANIFEST, OCI_MANIFEST}
+_SIGNATURE = re.compile(r"sha256-([0-9a-f]{64})(?:\.(?:sig|att|sbom))?")
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
 """All four, always: without the list type distribution answers a list's tag with the linux/amd64 child, under the child's digest."""
 
@@ -27,6 +30,8 @@ class Descriptor:
     digest: str
     size: int
     platform: str | None = None
+    artifact_type: str | None = None
+    """What a referrer is: a signature, an attestation, a list of materials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,11 @@ class Manifest:
     layers: tuple[Descriptor, ...] = ()
     children: tuple[Descriptor, ...] = ()
     """The manifests of an index, in its order."""
+    subject: str | None = None
+    """The digest of the manifest that this one is about: then it is a referrer of it."""
+    artifact_type: str | None = None
+    created: str | None = None
+    """The annotation `org.opencontainers.image.created`, as it stands there."""
 
     @classmethod
     def parse(cls, raw: bytes, content_type: str | None) -> Self:
@@ -57,8 +67,11 @@ class Manifest:
             media_type=media_type,
             digest=digest_of(raw),
             config=None if index or not isinstance(body.get("config"), dict) else _descriptor(body["config"]),
-            layers=() if index else _descriptors(body.get("layers")),
-            children=_descriptors(body.get("manifests")) if index else (),
+            layers=() if index else descriptors(body.get("layers")),
+            children=descriptors(body.get("manifests")) if index else (),
+            subject=None if body.get("subject") is None else _descriptor(body["subject"]).digest,
+            artifact_type=_text(body.get("artifactType")) or (None if index else _text(_field(body.get("config"), "mediaType"))),
+            created=_text(_field(body.get("annotations"), "org.opencontainers.image.created")),
         )
 
     @property
@@ -84,6 +97,17 @@ class Manifest:
         return None
 
 
+def signature_subject(tag: str) -> str | None:
+    """The digest that a tag is about by its name: `sha256-<hex>` (the referrers' fallback) and cosign's `.sig`, `.att`, `.sbom`."""
+    match = _SIGNATURE.fullmatch(tag)
+    return f"sha256:{match[1]}" if match else None
+
+
+def fallback_tag(digest: str) -> str:
+    """Where a registry without the referrers' API keeps the list of a manifest's referrers."""
+    return digest.replace(":", "-", 1)
+
+
 def digest_of(raw: bytes) -> str:
     return "sha256:" + hashlib.sha256(raw).hexdigest()
 
@@ -104,7 +128,8 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     return body
 
 
-def _descriptors(given: Any) -> tuple[Descriptor, ...]:
+def descriptors(given: Any) -> tuple[Descriptor, ...]:
+    """A list of descriptors as manifests and referrers hold it; RegistryConfused for anything else."""
     if given is None:
         return ()
     if not isinstance(given, list):
@@ -123,9 +148,18 @@ def _descriptor(given: Any) -> Descriptor:
             digest=parse_digest(given["digest"]),
             size=size,
             platform=_platform(given.get("platform")),
+            artifact_type=_text(given.get("artifactType")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RegistryConfused(f"a descriptor in the manifest is broken: {error}") from None
+
+
+def _text(given: Any) -> str | None:
+    return given if isinstance(given, str) and given else None
+
+
+def _field(given: Any, name: str) -> Any:
+    return given.get(name) if isinstance(given, dict) else None
 
 
 def _platform(given: Any) -> str | None:

@@ -1,39 +1,31 @@
-"""HTTP to registries and token servers: the only place that knows httpx, and where its errors and every refusal become ours.
+"""HTTP to registries and token servers: the only place that sends, and where httpx's errors become ours.
 
-It repeats a GET or HEAD once when a kept-alive connection turns out to be dead. Every other retry is the caller's, who knows how long it may wait.
+It repeats a GET or HEAD once when a kept-alive connection turns out to be dead. What else is repeated, and for how long, is a matter of the
+client's patience; only what is safe to send twice is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
 import logging
-import re
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
 
-from ledger.errors import (
-    ManifestUnknown,
-    Problem,
-    RateLimited,
-    RegistryConfused,
-    RegistryDenied,
-    RegistryError,
-    RegistryUnavailable,
-    SettingsInvalid,
-)
+from ledger.errors import Problem, RegistryConfused, RegistryUnavailable, SettingsInvalid
+from worker.registry.answers import PASSING, Answer, retry_after
+from worker.registry.pace import IMPATIENT, Budget, Budgets, Patience
 
 for _name in ("httpx", "httpcore"):  # they log whole URLs and headers, and an address that a blob redirects to is signed
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-_SAFE = frozenset({"GET", "HEAD"})
+SAFE = frozenset({"GET", "HEAD"})
 _MAX_REDIRECTS = 5
 _MAX_ERROR = 64 * 1024
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
@@ -49,41 +41,24 @@ class Timeouts:
     total: float = 120
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """An answer, read to its end."""
-
-    status: int
-    headers: httpx.Headers = field(repr=False)
-    body: bytes = field(repr=False)
-    host: str
-    """Who answered in the end."""
-    redirected: bool = False
-    """Another origin than the one asked has answered, without our Authorization."""
-
-    @property
-    def errors(self) -> list[tuple[str, str]]:
-        """The code and message of each error in an OCI error body; none where the body is something else."""
-        try:
-            given = json.loads(self.body)["errors"]
-            return [(str(one.get("code", "")), str(one.get("message", ""))) for one in given]
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            return []
-
-    @property
-    def from_registry(self) -> bool:
-        """Whether a registry seems to have said this, and not a proxy before it (which answers 404 too while the registry is away)."""
-        plain = self.headers.get("content-type", "").lower().startswith("text/")
-        return bool(self.errors) or "docker-distribution-api-version" in self.headers or not plain
-
-
 class Wire:
     """One pool of connections to all registries and token servers. Use it from one event loop, and close it."""
 
-    def __init__(self, *, insecure: frozenset[str], certificates: Mapping[str, str], user_agent: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        *,
+        insecure: frozenset[str],
+        certificates: Mapping[str, str],
+        user_agent: str,
+        timeouts: Timeouts,
+        budgets: Budgets | None = None,
+        patience: Patience = IMPATIENT,
+    ) -> None:
         """Certificates: registry -> path of a CA certificate (PEM) that is trusted for it beside the system's. SettingsInvalid if one cannot be read."""
         self._insecure = insecure
         self._total = timeouts.total
+        self._budgets = budgets or Budgets()
+        self._patience = patience
         self._http = httpx.AsyncClient(
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},  # digests are of what is sent, not of its compression
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a session's cookie makes Harbor ask for a CSRF token
@@ -92,6 +67,10 @@ class Wire:
                 f"https://{api_host(host)}": httpx.AsyncHTTPTransport(verify=_trusting(host, path)) for host, path in certificates.items()
             },
         )
+
+    @property
+    def patience(self) -> Patience:
+        return self._patience
 
     def base(self, registry: str) -> str:
         """Where the registry's API is: https, unless the registry is one of the insecure."""
@@ -103,51 +82,105 @@ class Wire:
         url: str,
         *,
         headers: Mapping[str, str],
-        content: bytes | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
         form: Mapping[str, str] | None = None,
         limit: int = _MAX_ERROR,
+        tries: int | None = None,
     ) -> Answer:
         """One exchange, whatever its status; at most `limit` bytes of body.
 
+        GET and HEAD are repeated as the patience allows; anything else only where `tries` says how often it may be sent.
         Redirects of GET and HEAD are followed, to https only once https was asked, and Authorization stays with the host that it was made for.
-        RegistryUnavailable: no answer; RegistryConfused: not HTTP, too many redirects or too many bytes.
+        RegistryUnavailable: no answer; RateLimited: it has asked us to wait for longer than the patience; RegistryConfused: not HTTP,
+        too many redirects or too many bytes.
         """
-        host = httpx.URL(url).netloc.decode()
-        try:
-            request = self._http.build_request(method, url, headers=dict(headers), content=content, data=form)
-            async with asyncio.timeout(self._total):
-                try:
-                    return await self._follow(request, limit)
-                except _DROPPED:
-                    if method not in _SAFE:
-                        raise
-                    return await self._follow(request, limit)
-        except (httpx.TimeoutException, TimeoutError):
-            raise RegistryUnavailable(f"{host} did not answer in time") from None
-        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError) as error:
-            raise RegistryUnavailable(f"{host} did not answer: {str(error)[:200] or type(error).__name__}{_hint(error)}") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RegistryConfused(f"{host} cannot be spoken to: {str(error)[:200] or type(error).__name__}") from None
+        request = self._request(method, url, headers, content, form)
+        budget = self._budgets.of(_host(request))
+        most = tries if tries is not None else self._patience.tries if method in SAFE else 1
+        for tried in itertools.count(1):
+            try:
+                async with budget.turn(self._patience):
+                    answer = await self._exchange(request, limit)
+            except RegistryUnavailable:
+                pause = self._patience.pause(tried, None)
+                if tried >= most or pause is None:
+                    raise
+            else:
+                asked = _hear(budget, answer)
+                pause = self._patience.pause(tried, asked) if answer.status in PASSING or answer.asks_to_slow_down else None
+                if tried >= most or pause is None:
+                    return answer
+            await asyncio.sleep(pause)
+            request = self._request(method, url, headers, content, form)
+        raise AssertionError("the count has no end")
 
-    async def _follow(self, request: httpx.Request, limit: int) -> Answer:
+    @asynccontextmanager
+    async def download(self, url: str, *, headers: Mapping[str, str]) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
+        """A GET whose body is read piece by piece: the answer without it, and the pieces. Where it is no success they are to be left alone.
+
+        The errors are those of `send`, also while the pieces are read. Nothing is repeated.
+        """
+        request = self._request("GET", url, headers, None, None)
+        host = _host(request)
+        budget = self._budgets.of(host)
+        with _ours(host):
+            await budget.pass_gate(self._patience)
+            response, redirected = await self._follow(request)
+            try:
+                body = b"" if response.status_code < 400 else await _read(response, _MAX_ERROR, host)
+                answer = Answer(
+                    status=response.status_code, headers=response.headers, body=body, host=_host(response.request), redirected=redirected
+                )
+                _hear(budget, answer)
+                yield answer, response.aiter_bytes()
+            finally:
+                await response.aclose()
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | AsyncIterable[bytes] | None,
+        form: Mapping[str, str] | None,
+    ) -> httpx.Request:
+        try:
+            return self._http.build_request(method, url, headers=dict(headers), content=content, data=form)
+        except httpx.InvalidURL as error:
+            raise RegistryConfused(f"{url[:100]} cannot be spoken to: {str(error)[:200]}") from None
+
+    async def _exchange(self, request: httpx.Request, limit: int) -> Answer:
+        """The total time holds unless a stream is sent: that takes as long as it moves."""
+        total = self._total if isinstance(request.stream, httpx.SyncByteStream) else None
+        host = _host(request)
+        with _ours(host):
+            async with asyncio.timeout(total):
+                try:
+                    return await self._answer(request, limit)
+                except _DROPPED:
+                    if request.method not in SAFE:
+                        raise
+                    return await self._answer(request, limit)
+
+    async def _answer(self, request: httpx.Request, limit: int) -> Answer:
+        response, redirected = await self._follow(request)
+        try:
+            host = _host(response.request)
+            body = await _read(response, limit, host)
+            return Answer(status=response.status_code, headers=response.headers, body=body, host=host, redirected=redirected)
+        finally:
+            await response.aclose()
+
+    async def _follow(self, request: httpx.Request) -> tuple[httpx.Response, bool]:
+        """The response in the end, its body not yet read, and whether another origin than the one asked gave it."""
         asked = _origin(request.url)
         for _ in range(_MAX_REDIRECTS):
             response = await self._http.send(request, stream=True, follow_redirects=False)
-            try:
-                following = response.next_request
-                if following is None:
-                    host = request.url.netloc.decode()
-                    body = await _read(response, limit, host)
-                    return Answer(
-                        status=response.status_code,
-                        headers=response.headers,
-                        body=body,
-                        host=host,
-                        redirected=_origin(request.url) != asked,
-                    )
-            finally:
-                await response.aclose()
-            if request.method not in _SAFE:
+            following = response.next_request
+            if following is None:
+                return response, _origin(request.url) != asked
+            await response.aclose()
+            if request.method not in SAFE:
                 raise RegistryConfused(f"{asked[1]} redirects a {request.method}, which is not followed")
             if request.url.scheme == "https" and following.url.scheme != "https":
                 raise RegistryConfused(f"{request.url.host} redirects from https to {following.url.scheme}")
@@ -169,39 +202,27 @@ def is_hub(registry: str) -> bool:
     return registry.lower() in _HUB
 
 
-def refusal(answer: Answer, doing: str, *, now: datetime | None = None) -> RegistryError:
-    """What an answer that is no success means; `doing` says what was asked, as "read the manifest of X"."""
-    codes = {code for code, _ in answer.errors}
-    said = "; ".join(f"{code}: {message}".strip(": ")[:200] for code, message in answer.errors[:2])
-    text = f"cannot {doing}: {answer.host} answered {answer.status}{f' ({said})' if said else ''}"
-    wait = parse_retry_after(answer.headers.get("retry-after"), now or datetime.now(UTC))
-    status = answer.status
-    if status == 429 or "TOOMANYREQUESTS" in codes:
-        return RateLimited(text, retry_after=wait)
-    if status in (401, 403) or "UNSUPPORTED" in codes:
-        return RegistryDenied(text)
-    if status >= 500 or status == 408:
-        return RegistryUnavailable(text, retry_after=wait)
-    if status == 405:  # how distribution answers writes while `maintenance.readonly` is on
-        return RegistryUnavailable(f"{text}; it may be read-only for maintenance", retry_after=wait)
-    if "MANIFEST_BLOB_UNKNOWN" in codes or (status == 404 and answer.from_registry):
-        return ManifestUnknown(text)
-    if status == 404:
-        return RegistryUnavailable(f"{text}, but not as a registry does: something before it answers in its place", retry_after=wait)
-    return RegistryConfused(text)
-
-
-def parse_retry_after(text: str | None, now: datetime) -> float | None:
-    """Retry-After in seconds from now: it is a number of seconds or an HTTP date. None where there is none or it makes no sense."""
-    if not text:
-        return None
-    if re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
-        return float(text)
+@contextmanager
+def _ours(host: str) -> Iterator[None]:
+    """What httpx raises, as what it means to us."""
     try:
-        at = parsedate_to_datetime(text)
-        return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
+        yield
+    except (httpx.TimeoutException, TimeoutError):
+        raise RegistryUnavailable(f"{host} did not answer in time") from None
+    except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError) as error:
+        raise RegistryUnavailable(f"{host} did not answer: {str(error)[:200] or type(error).__name__}{_hint(error)}") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise RegistryConfused(f"{host} cannot be spoken to: {str(error)[:200] or type(error).__name__}") from None
+
+
+def _hear(budget: Budget, answer: Answer) -> float | None:
+    """Tell the budget what an answer says about the pace; the seconds that it asks to wait."""
+    asked = retry_after(answer)
+    if answer.asks_to_slow_down or (answer.status == 503 and asked is not None):
+        budget.hold(asked)
+    elif answer.status < 400:
+        budget.recover()
+    return asked
 
 
 async def _read(response: httpx.Response, limit: int, host: str) -> bytes:
@@ -213,6 +234,10 @@ async def _read(response: httpx.Response, limit: int, host: str) -> bytes:
         if len(body) > limit:
             raise RegistryConfused(f"{host} answered with more than {limit} bytes")
     return bytes(body)
+
+
+def _host(request: httpx.Request) -> str:
+    return request.url.netloc.decode()
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -1,0 +1,80 @@
+"""Copying whole images, within a registry or from one to another, byte for byte: the copy has the same digest.
+
+Blobs first, then the manifests that name them, the children of an index before the index, and the tag last: a copy that is cut off leaves
+nothing that can be pulled and is not whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ledger.errors import RegistryConfused, RegistryUnavailable
+from ledger.references import ImageReference
+from worker.registry.client import RegistryClient
+from worker.registry.manifests import KNOWN, Descriptor, Manifest
+from worker.registry.pace import PATIENT
+from worker.registry.reader import RegistryReader
+
+_AT_ONCE = 4
+"""Blobs on their way at a time."""
+_MAX_DEPTH = 3
+_TRIES = 3
+
+
+async def copy_image(reader: RegistryReader, source: ImageReference, client: RegistryClient, target: ImageReference) -> str:
+    """Copy an image or index with all its platforms, and return its digest. The target names the tag (else only its digest is put).
+
+    What the target has already is not sent. Within one registry blobs are mounted where it allows that. ManifestUnknown: no such source.
+    """
+    manifest = await reader.manifest(source)
+    if target.digest not in (None, manifest.digest):
+        raise RegistryConfused(f"{source} has the digest {manifest.digest}, not {target.digest}")
+    await _Copy(reader, source, client, target).manifest(manifest, _MAX_DEPTH)
+    name = target.with_tag(target.tag) if target.tag else target.with_digest(manifest.digest)
+    await client.put_manifest(name, manifest.raw, manifest.media_type)
+    return manifest.digest
+
+
+class _Copy:
+    """One copy under way."""
+
+    def __init__(self, reader: RegistryReader, source: ImageReference, client: RegistryClient, target: ImageReference) -> None:
+        self._reader, self._source = reader, source
+        self._client, self._target = client, target
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def manifest(self, manifest: Manifest, depth: int) -> None:
+        """Everything that a manifest names, and not the manifest itself."""
+        if manifest.media_type not in KNOWN:
+            raise RegistryConfused(f"{self._source} is of the type {manifest.media_type[:100]}, whose parts are not known")
+        if not depth:
+            raise RegistryConfused(f"{self._source} is an index of indexes, too deep to follow")
+        for child in manifest.children:
+            read = await self._reader.manifest(self._source.with_digest(child.digest))
+            await self.manifest(read, depth - 1)
+            await self._client.put_manifest(self._target.with_digest(child.digest), read.raw, read.media_type)
+        blobs = {blob.digest: blob for blob in (*manifest.layers, *([manifest.config] if manifest.config else []))}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob in blobs.values():
+                    group.create_task(self._blob(blob))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _blob(self, blob: Descriptor) -> None:
+        async with self._turns:
+            if await self._client.blob_size(self._target, blob.digest) == blob.size:
+                return
+            here = self._source.registry == self._target.registry
+            if here and await self._client.mount(self._target, blob, self._source.repository):
+                return
+            for tried in range(1, _TRIES + 1):
+                try:
+                    async with self._reader.blob(self._source, blob) as pieces:
+                        await self._client.push_blob(self._target, blob, pieces)
+                    return
+                except RegistryUnavailable as error:
+                    pause = PATIENT.pause(tried, error.retry_after) if tried < _TRIES else None
+                    if pause is None:
+                        raise
+                    await asyncio.sleep(pause)
