@@ -20,6 +20,7 @@ from ledger.fields import CloneUrl, Frozen, Name, Project, RegistryHost
 from ledger.policy import Policy, pattern_of
 from ledger.references import ImageReference, branch_of, git_tag_of, parse_tag, tag_from
 from ledger.request import BuildRequest, Deadlines, Resources, problems_of
+from ledger.retention import Retention
 
 _PLACES = {"sha": "0" * 40, "short_sha": "0" * 12, "branch": "main", "tag": "v1"}
 
@@ -129,6 +130,8 @@ class ProjectSettings(Frozen):
     resources: Resources = Resources()
     registries: dict[RegistryHost, RegistryAccess] = {}
     """How workers read and tag; what Kaniko uses is named by the request's `secrets`."""
+    retention: tuple[Retention, ...] = ()
+    """Which old images go; by default none."""
     build: dict[str, Any] = {}
     """Fields of the request for all rules."""
 

@@ -1,0 +1,213 @@
+"""What a registry holds, as one frozen value: read once, judged any number of times, and stored so that a policy can be tried on it offline.
+
+Nothing here is guessed. A time that nobody knows is None, and what went wrong while a repository was read stands in its `trouble`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from ledger.errors import InputInvalid
+from worker.registry.manifests import INDEXES, KNOWN
+
+VERSION = 1
+_FIRST_IMAGE = datetime(2013, 3, 1, tzinfo=UTC)
+"""Docker was first shown in March 2013. An older image's date is none: year 1, 1970 and 1980 are what reproducible builds write."""
+_SKEW = timedelta(minutes=10)
+"""How far a clock may be ahead of ours; a later date is none either."""
+
+
+class Origin(StrEnum):
+    """Where the time of a push is from."""
+
+    PUSH = "push"
+    """Our own record of the push."""
+    IMAGE = "image"
+    """What the image says of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A config or layer; `size` in bytes as it is stored."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A manifest that a repository holds; `size` in bytes of the manifest alone."""
+
+    digest: str
+    media_type: str
+    size: int
+    blobs: tuple[Blob, ...] = ()
+    children: tuple[str, ...] = ()
+    """The digests of an index's manifests; those that the repository lacks are among them."""
+    subject: str | None = None
+    """The digest of what this one refers to, as a signature does."""
+    untagged_since: datetime | None = None
+    """When it was first seen without a tag, where that is known."""
+
+    @property
+    def known(self) -> bool:
+        """Whether its type is one whose parts we can read."""
+        return self.media_type in KNOWN
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEXES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tag:
+    """A tag, what it stood for, and when that was pushed: None where nobody knows."""
+
+    name: str
+    digest: str
+    pushed: datetime | None = None
+    origin: Origin | None = None
+    branch: str | None = None
+    """The branch of our own push."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository; `name` with its registry. Manifests are those of its tags with all their parts, and those known without a tag."""
+
+    name: str
+    tags: tuple[Tag, ...] = ()
+    manifests: tuple[Stored, ...] = ()
+    trouble: str | None = None
+    """What could not be read. Then nothing in the repository may be deleted, whatever else is known of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Repositories of one registry. Layers that two of them share are stored once, so what is weighed together belongs in one inventory."""
+
+    registry: str
+    taken: datetime
+    repositories: tuple[Repository, ...] = ()
+    untags: bool = True
+    """Whether the registry can take a tag away alone, as far as is known; where it cannot, a tag on a kept digest stays."""
+
+    def text(self) -> str:
+        """The stored form: JSON with a version."""
+        return json.dumps(_inventory(self), separators=(",", ":"), sort_keys=True)
+
+
+def read_inventory(text: str) -> Inventory:
+    """Read the stored form; InputInvalid says what is wrong with it."""
+    try:
+        given = json.loads(text)
+        if given["version"] != VERSION:
+            raise InputInvalid(f"the inventory has version {given['version']!r}, and {VERSION} is known")
+        return Inventory(
+            registry=given["registry"],
+            taken=_moment(given["taken"]),
+            untags=bool(given["untags"]),
+            repositories=tuple(_read_repository(one) for one in given["repositories"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputInvalid(f"this is no stored inventory ({type(error).__name__}: {error})") from None
+
+
+def credible(at: datetime | None, now: datetime) -> datetime | None:
+    """The time where it can be one; None for a date before there were images, and for one yet to come."""
+    return None if at is None or at < _FIRST_IMAGE or at > now + _SKEW else at
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """An image's own date (RFC 3339), None where it is none."""
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _inventory(inventory: Inventory) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "registry": inventory.registry,
+        "taken": inventory.taken.isoformat(),
+        "untags": inventory.untags,
+        "repositories": [
+            {
+                "name": repository.name,
+                "tags": [
+                    _without_none(name=tag.name, digest=tag.digest, pushed=_iso(tag.pushed), origin=tag.origin, branch=tag.branch)
+                    for tag in repository.tags
+                ],
+                "manifests": [_manifest(manifest) for manifest in repository.manifests],
+                "trouble": repository.trouble,
+            }
+            for repository in inventory.repositories
+        ],
+    }
+
+
+def _manifest(manifest: Stored) -> dict[str, Any]:
+    return _without_none(
+        digest=manifest.digest,
+        media_type=manifest.media_type,
+        size=manifest.size,
+        blobs=[[blob.digest, blob.size] for blob in manifest.blobs] or None,
+        children=list(manifest.children) or None,
+        subject=manifest.subject,
+        untagged_since=_iso(manifest.untagged_since),
+    )
+
+
+def _read_repository(given: Mapping[str, Any]) -> Repository:
+    return Repository(
+        name=given["name"],
+        trouble=given["trouble"],
+        tags=tuple(
+            Tag(
+                name=tag["name"],
+                digest=tag["digest"],
+                pushed=_time(tag.get("pushed")),
+                origin=Origin(tag["origin"]) if "origin" in tag else None,
+                branch=tag.get("branch"),
+            )
+            for tag in given["tags"]
+        ),
+        manifests=tuple(
+            Stored(
+                digest=one["digest"],
+                media_type=one["media_type"],
+                size=int(one["size"]),
+                blobs=tuple(Blob(str(digest), int(size)) for digest, size in one.get("blobs", ())),
+                children=tuple(one.get("children", ())),
+                subject=one.get("subject"),
+                untagged_since=_time(one.get("untagged_since")),
+            )
+            for one in given["manifests"]
+        ),
+    )
+
+
+def _iso(at: datetime | None) -> str | None:
+    return at.isoformat() if at else None
+
+
+def _time(text: str | None) -> datetime | None:
+    return _moment(text) if text else None
+
+
+def _moment(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _without_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

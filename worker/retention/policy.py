@@ -1,0 +1,147 @@
+"""What a retention policy means for the tags of a repository: pure, with the moment as a parameter.
+
+Each rule gives the tags that it keeps; what stays is what any of them keeps. Whatever cannot be judged is kept. So adding a rule, or a tag
+without a time, never makes another tag go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ledger.patterns import branch_template, is_plain, repository_pattern, tag_pattern
+from ledger.projects import ProjectSettings
+from ledger.quantities import parse_duration
+from ledger.retention import Keep, Retention
+from worker.retention.inventory import Tag
+
+_VERSION = re.compile(r"v?(\d{1,18})\.(\d{1,18})\.(\d{1,18})([-_+.][0-9A-Za-z._+-]+)?", re.ASCII)
+_LINE = re.compile(r"v?(\d{1,18})(?:\.(\d{1,18}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The policies of all projects, in the order of the projects file."""
+
+    entries: tuple[tuple[str, Retention], ...] = ()
+
+    @classmethod
+    def of(cls, projects: Mapping[str, ProjectSettings]) -> Policies:
+        return cls(tuple((name, policy) for name, project in projects.items() for policy in project.retention))
+
+    def naming(self, repository: str) -> tuple[tuple[str, Retention], ...]:
+        """The first policy of each project that names a repository (`registry/path`). More than one means that projects disagree who cares for it."""
+        found: dict[str, Retention] = {}
+        for project, policy in self.entries:
+            if project not in found and any(repository_pattern(pattern)(repository) for pattern in policy.repositories):
+                found[project] = policy
+        return tuple(found.items())
+
+    def plain_names(self) -> frozenset[str]:
+        """Repositories that policies name without a pattern: they need no catalog to be found."""
+        return frozenset(pattern for _, policy in self.entries for pattern in policy.repositories if is_plain(pattern))
+
+
+def rule_words(policy: Retention) -> tuple[str, ...]:
+    """Each rule to keep as a plan tells of it: its place in the policy, and what it says."""
+    return tuple(f"keep.{number}: {_words(rule)}" for number, rule in enumerate(policy.keep))
+
+
+def kept_by(rule: Keep, newest_first: Sequence[Tag], now: datetime) -> Iterable[int]:
+    """Which tags a rule keeps, by their places in a list sorted by the time of their push, newest first; no time is known of the last ones."""
+    looked_at = _scope(rule, newest_first)
+    if rule.last is not None and rule.per_branch is not None:
+        return _last_of_branches(rule.last, rule.per_branch, newest_first, looked_at)
+    if rule.last is not None:
+        return newest_images(rule.last, newest_first, looked_at)
+    if rule.within is not None:
+        return younger(timedelta(seconds=parse_duration(rule.within)), newest_first, looked_at, now)
+    if rule.versions is not None:
+        return _versions(rule, newest_first, looked_at)
+    return looked_at
+
+
+def newest_images(count: int, newest_first: Sequence[Tag], looked_at: Iterable[int]) -> list[int]:
+    """All tags of the newest so many digests; with the last of them all that were pushed at the same time, and all whose time is not known."""
+    looked_at = list(looked_at)
+    digests: set[str] = set()
+    boundary: datetime | None = None
+    for place in looked_at:
+        tag = newest_first[place]
+        if tag.pushed is None:
+            digests.add(tag.digest)
+        elif tag.digest not in digests:
+            if count > 0:
+                count -= 1
+                boundary = tag.pushed
+            elif tag.pushed != boundary:
+                continue
+            digests.add(tag.digest)
+    return [place for place in looked_at if newest_first[place].digest in digests]
+
+
+def younger(age: timedelta, newest_first: Sequence[Tag], looked_at: Iterable[int], now: datetime) -> Iterator[int]:
+    """What was pushed within a time, or nobody knows when."""
+    since = now - age
+    return (place for place in looked_at if (at := newest_first[place].pushed) is None or at >= since)
+
+
+def first_match(patterns: Sequence[str], tag: str) -> str | None:
+    """The first pattern that names a tag."""
+    return next((pattern for pattern in patterns if tag_pattern(pattern)(tag)), None)
+
+
+def _scope(rule: Keep, tags: Sequence[Tag]) -> Iterable[int]:
+    patterns = [tag_pattern(pattern) for pattern in rule.matching or rule.tags]
+    if not patterns:
+        return range(len(tags))
+    return [place for place, tag in enumerate(tags) if any(pattern(tag.name) for pattern in patterns)]
+
+
+def _last_of_branches(count: int, template: str, newest_first: Sequence[Tag], looked_at: Iterable[int]) -> Iterator[int]:
+    """The newest images of each branch. A tag whose branch cannot be told stays."""
+    branch_of = branch_template(template)
+    branches: dict[str, list[int]] = {}
+    for place in looked_at:
+        tag = newest_first[place]
+        branch = tag.branch or branch_of(tag.name)
+        if branch is None:
+            yield place
+        else:
+            branches.setdefault(branch, []).append(place)
+    for places in branches.values():
+        yield from newest_images(count, newest_first, places)
+
+
+def _versions(rule: Keep, tags: Sequence[Tag], looked_at: Iterable[int]) -> Iterator[int]:
+    """The highest versions of each line, and the tags that name a line of a version that stays."""
+    assert rule.versions is not None
+    found: dict[int, tuple[int, int, int]] = {}
+    lines: dict[int, tuple[int, ...]] = {}
+    for place in looked_at:
+        name = tags[place].name
+        if (match := _VERSION.fullmatch(name)) and (rule.suffixes or match[4] is None):
+            found[place] = (int(match[1]), int(match[2]), int(match[3]))
+        elif match := _LINE.fullmatch(name):
+            lines[place] = tuple(int(part) for part in match.groups() if part is not None)
+    depth = {"major": 1, "minor": 2, None: 0}[rule.per]
+    groups: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+    for version in set(found.values()):
+        groups.setdefault(version[:depth], []).append(version)
+    kept = {version for versions in groups.values() for version in sorted(versions, reverse=True)[: rule.versions]}
+    yield from (place for place, version in found.items() if version in kept)
+    prefixes = {version[:length] for version in kept for length in (1, 2)}
+    yield from (place for place, line in lines.items() if line in prefixes)
+
+
+def _words(rule: Keep) -> str:
+    among = f" of {' '.join(rule.tags)}" if rule.tags else ""
+    if rule.last is not None:
+        return f"last {rule.last}{f' per {rule.per_branch}' if rule.per_branch else ''}{among}"
+    if rule.within is not None:
+        return f"within {rule.within}{among}"
+    if rule.versions is not None:
+        return f"{rule.versions} versions{f' per {rule.per}' if rule.per else ''}{among}"
+    return f"matching {' '.join(rule.matching or ())}"
