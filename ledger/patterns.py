@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
-Matcher = Callable[[str], bool]
+Matcher = Callable[[str], object]
+"""True, or something as good, for what is meant; None or False for the rest."""
 _TAG_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,200}")
 _REPOSITORY_GLOB = re.compile(r"[A-Za-z0-9_.:\[\]/*?-]{1,500}")
-_WORDS = {"branch": "(?P<branch>.+)", "sha": "[0-9a-f]{7,64}", "short_sha": "[0-9a-f]{7,64}", "number": "[0-9]{1,20}", "any": ".+"}
+_WORDS = {"branch": "(?P<branch>.+)", "sha": "[0-9a-f]{7,64}+", "short_sha": "[0-9a-f]{7,64}+", "number": "[0-9]{1,20}+"}
+"""Of these only the branch is ever tried at another length, so that a tag's 128 letters cost little, whatever they are."""
 
 
 @lru_cache(maxsize=1024)
@@ -29,8 +31,7 @@ def tag_pattern(text: str) -> Matcher:
     first, *rest = (re.escape(part).replace(r"\?", ".") for part in re.split(r"\*+", text))
     # What follows a `*` is taken where it comes first, and that is final: enough for globs, and it never goes back.
     middle = "".join(f"(?>.*?{part})" for part in rest[:-1])
-    compiled = re.compile(f"{first}{middle}.*{rest[-1]}" if rest else first)
-    return lambda tag: compiled.fullmatch(tag) is not None
+    return re.compile(f"{first}{middle}.*{rest[-1]}" if rest else first).fullmatch
 
 
 @lru_cache(maxsize=1024)
@@ -58,16 +59,16 @@ def is_plain(pattern: str) -> bool:
 def branch_template(text: str) -> Callable[[str], str | None]:
     """The branch that a tag names by a template as `{branch}-{short_sha}`, None where it has another form. ValueError for a template without it.
 
-    Words: `{branch}`, `{sha}` and `{short_sha}` (7 to 64 hexadecimal digits), `{number}`, `{any}`.
+    Words: `{branch}`, `{sha}` and `{short_sha}` (7 to 64 hexadecimal digits), `{number}`.
     """
     parts = re.split(r"\{([a-z_]*)\}", text)
     if parts[1::2].count("branch") != 1 or not set(parts[1::2]) <= set(_WORDS) or any(set("{}") & set(part) for part in parts[::2]):
-        raise ValueError(f"{text[:80]!r} must hold {{branch}} once, and of other words only {{sha}}, {{short_sha}}, {{number}} and {{any}}")
-    compiled = _compile("".join(_WORDS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)), text)
+        raise ValueError(f"{text[:80]!r} must hold {{branch}} once, and of other words only {{sha}}, {{short_sha}} and {{number}}")
+    match = re.compile("".join(_WORDS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts))).fullmatch
 
     def branch_of(tag: str) -> str | None:
-        match = compiled.fullmatch(tag)
-        return str(match["branch"]) if match else None
+        found = match(tag)
+        return found["branch"] if found else None
 
     return branch_of
 
@@ -79,18 +80,13 @@ def _expression(text: str) -> Matcher | None:
 
 
 def _linear(expression: str, text: str) -> Matcher:
-    compiled = _compile(expression, text)
-    return lambda given: compiled.fullmatch(given) is not None
-
-
-def _compile(expression: str, text: str) -> Any:
     import re2  # only where somebody uses it: it is a library of its own
 
     options = re2.Options()
     options.log_errors = False
     options.max_mem = 1 << 20
     try:
-        return re2.compile(expression, options)
+        return cast("Matcher", re2.compile(expression, options).fullmatch)
     except re2.error as error:
         raise ValueError(f"{text[:80]!r} is no regular expression of RE2: {_words(error)}") from None
 

@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from ledger.errors import InputInvalid
@@ -132,18 +133,14 @@ class Plan:
         return sum(1 for repository in self.repositories for _ in repository.of(action))
 
     def text(self) -> str:
-        """The stored form: canonical JSON with a version."""
-        told: dict[Reason, dict[str, str]] = {}
-        return json.dumps(
+        """The stored form: canonical JSON (sorted keys, no spaces, ASCII) with a version."""
+        head = {"version": VERSION, "registry": self.registry, "made": self.made.isoformat(), "taken": self.inventory_taken.isoformat()}
+        told: dict[tuple[Reason, ...], str] = {}
+        return _object(
             {
-                "version": VERSION,
-                "registry": self.registry,
-                "made": self.made.isoformat(),
-                "inventory_taken": self.inventory_taken.isoformat(),
-                "repositories": [_repository(repository, told) for repository in self.repositories],
-            },
-            sort_keys=True,
-            separators=(",", ":"),
+                **{key: _json(value) for key, value in head.items()},
+                "repositories": _array(_repository(one, told) for one in self.repositories),
+            }
         )
 
     @property
@@ -167,36 +164,44 @@ def read_plan(text: str, sha256: str) -> Plan:
         return Plan(
             registry=given["registry"],
             made=datetime.fromisoformat(given["made"]),
-            inventory_taken=datetime.fromisoformat(given["inventory_taken"]),
+            inventory_taken=datetime.fromisoformat(given["taken"]),
             repositories=tuple(_read_repository(one) for one in given["repositories"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputInvalid(f"this is no stored plan ({type(error).__name__}: {error})") from None
 
 
-def _repository(repository: RepositoryPlan, told: dict[Reason, dict[str, str]]) -> dict[str, Any]:
-    return {
+def _repository(repository: RepositoryPlan, told: dict[tuple[Reason, ...], str]) -> str:
+    """As JSON, put together here: a hundred thousand dictionaries for json to write would take longer than the plan itself."""
+    decisions = []
+    for one in repository.decisions:
+        reasons = told.get(one.reasons)
+        if reasons is None:
+            reasons = told[one.reasons] = _json([{"why": reason.why, "detail": reason.detail} for reason in one.reasons])
+        pushed = f'"{one.pushed.isoformat()}"' if one.pushed else "null"
+        tag = "null" if one.tag is None else quoted(one.tag)
+        decisions.append(f'{{"action":"{one.action}","digest":{quoted(one.digest)},"pushed":{pushed},"reasons":{reasons},"tag":{tag}}}')
+    fields = {
         "name": repository.name,
         "project": repository.project,
         "policy": repository.policy,
         "deletions": repository.deletions,
         "freed": repository.freed,
         "review": repository.review,
-        "decisions": [
-            {
-                "tag": decision.tag,
-                "digest": decision.digest,
-                "action": decision.action,
-                "pushed": decision.pushed.astimezone(UTC).isoformat() if decision.pushed else None,
-                "reasons": [told.get(reason) or told.setdefault(reason, _reason(reason)) for reason in decision.reasons],
-            }
-            for decision in repository.decisions
-        ],
     }
+    return _object({**{key: _json(value) for key, value in fields.items()}, "decisions": _array(decisions)})
 
 
-def _reason(reason: Reason) -> dict[str, str]:
-    return {"why": reason.why, "detail": reason.detail}
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _object(fields: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{quoted(key)}:{fields[key]}" for key in sorted(fields)) + "}"
+
+
+def _array(items: Iterable[str]) -> str:
+    return "[" + ",".join(items) + "]"
 
 
 def _read_repository(given: Mapping[str, Any]) -> RepositoryPlan:

@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Any
 
 from ledger.errors import InputInvalid
-from worker.registry.manifests import INDEXES, KNOWN
 
 VERSION = 1
 _FIRST_IMAGE = datetime(2013, 3, 1, tzinfo=UTC)
@@ -54,19 +53,10 @@ class Stored:
     untagged_since: datetime | None = None
     """When it was first seen without a tag, where that is known."""
 
-    @property
-    def known(self) -> bool:
-        """Whether its type is one whose parts we can read."""
-        return self.media_type in KNOWN
-
-    @property
-    def is_index(self) -> bool:
-        return self.media_type in INDEXES
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tag:
-    """A tag, what it stood for, and when that was pushed: None where nobody knows."""
+    """A tag, what it stood for, and when that was pushed (in UTC): None where nobody knows."""
 
     name: str
     digest: str
@@ -206,7 +196,7 @@ def _time(text: str | None) -> datetime | None:
 
 def _moment(text: str) -> datetime:
     at = datetime.fromisoformat(text)
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _without_none(**fields: Any) -> dict[str, Any]:

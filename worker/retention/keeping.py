@@ -20,12 +20,44 @@ Held = Mapping[str, tuple[Reason, ...]]
 """Why digests stay for reasons outside of the registry."""
 
 
+class Tally:
+    """The reasons for each of many tags. Few combinations of reasons occur, so each is held once and a tag has its number."""
+
+    def __init__(self, tags: int) -> None:
+        self._numbers = [0] * tags
+        self._combinations: list[tuple[Reason, ...]] = [()]
+        self._known: dict[tuple[Reason, ...], int] = {(): 0}
+
+    def __getitem__(self, place: int) -> tuple[Reason, ...]:
+        return self._combinations[self._numbers[place]]
+
+    def note(self, places: Iterable[int], *reasons: Reason) -> None:
+        """More reasons for the tags at these places."""
+        numbers, joined = self._numbers, dict[int, int]()
+        for place in places:
+            before = numbers[place]
+            after = joined.get(before)
+            if after is None:
+                after = joined[before] = self._number((*self._combinations[before], *reasons))
+            numbers[place] = after
+
+    def without(self) -> list[int]:
+        """The places of the tags without any reason."""
+        return [place for place, number in enumerate(self._numbers) if not number]
+
+    def _number(self, combination: tuple[Reason, ...]) -> int:
+        number = self._known.get(combination)
+        if number is None:
+            number = self._known[combination] = len(self._combinations)
+            self._combinations.append(combination)
+        return number
+
+
 def newest_first(web: Web, now: datetime) -> list[Tag]:
     """The tags that people set, in the order that rules count in; ties by name. At the end those without a time that can be one."""
-    tags = sorted((tag for tags in web.tags.values() for tag in tags), key=lambda tag: tag.name)
     timed: list[Tag] = []
     untimed: list[Tag] = []
-    for tag in tags:
+    for tag in sorted(web.tags, key=lambda tag: tag.name):
         if credible(tag.pushed, now) is not None:
             timed.append(tag)
         else:
@@ -46,43 +78,38 @@ def held_outside(web: Web, protected: Protected) -> Held:
 
 
 def reasons_to_stay(
-    policy: Retention, tags: Sequence[Tag], repository: str, protected: Protected, held: Held, now: datetime
-) -> list[list[Reason]]:
-    """For each of the tags, newest first, every reason to stay that does not come from others. None: it is condemned."""
-    found: list[list[Reason]] = [[] for _ in tags]
-    every = range(len(tags))
+    policy: Retention, tags: Sequence[Tag], named: Sequence[int], repository: str, protected: Protected, held: Held, now: datetime
+) -> Tally:
+    """For each of the tags, newest first, every reason to stay that does not come from others. None: it is condemned.
+
+    `named` is the place of the pattern of `delete` that names each tag, -1 where none does.
+    """
+    found, every = Tally(len(tags)), range(len(tags))
     for rule, words in zip(policy.keep, rule_words(policy), strict=True):
-        _note(found, kept_by(rule, tags, now), Reason(Why.RULE, words))
-    _note(found, newest_images(policy.minimum, tags, every), Reason(Why.MINIMUM, f"the newest {policy.minimum} stay"))
-    _note(found, younger(policy.grace_age, tags, every, now), Reason(Why.GRACE, f"pushed within {policy.grace}"))
+        found.note(kept_by(rule, tags, now), Reason(Why.RULE, words))
+    found.note(newest_images(policy.minimum, tags, every), Reason(Why.MINIMUM, f"the newest {policy.minimum} stay"))
+    found.note(younger(policy.grace_age, tags, every, now), Reason(Why.GRACE, f"pushed within {policy.grace}"))
     for pattern in policy.protect:
         matches = tag_pattern(pattern)
-        _note(found, (place for place, tag in enumerate(tags) if matches(tag.name)), Reason(Why.PROTECTED, f"protect: {pattern}"))
-    may_go = [tag_pattern(pattern) for pattern in policy.delete]
-    default, untimed, names = Reason(Why.NO_POLICY, "no pattern of `delete` names it"), Reason(Why.UNKNOWN_TIME), protected.marks
-    for tag, reasons in zip(tags, found, strict=True):
-        if not any(matches(tag.name) for matches in may_go):
-            reasons.append(default)
-        if tag.digest in held:
-            reasons += held[tag.digest]
-        if names and (name := f"{repository}:{tag.name}") in names:
-            reasons += protected.reasons(name)
-        if tag.pushed is None:
-            reasons.append(untimed)
+        found.note([place for place, tag in enumerate(tags) if matches(tag.name)], Reason(Why.PROTECTED, f"protect: {pattern}"))
+    found.note([place for place in every if named[place] < 0], Reason(Why.NO_POLICY, "no pattern of `delete` names it"))
+    found.note([place for place, tag in enumerate(tags) if tag.pushed is None], Reason(Why.UNKNOWN_TIME))
+    if held:
+        for place, tag in enumerate(tags):
+            if tag.digest in held:
+                found.note((place,), *held[tag.digest])
+    if names := protected.marks:
+        for place, tag in enumerate(tags):
+            if (name := f"{repository}:{tag.name}") in names:
+                found.note((place,), *protected.reasons(name))
     return found
 
 
-def missing_time(policy: Retention, tags: Sequence[Tag]) -> Tag | None:
+def missing_time(tags: Sequence[Tag], named: Sequence[int]) -> Tag | None:
     """A tag, newest first, that may go by its name and whose time nobody knows. What rules say of it does not count: one more never frees others."""
-    may_go = [tag_pattern(pattern) for pattern in policy.delete]
-    for tag in reversed(tags):
+    for tag, pattern in zip(reversed(tags), reversed(named), strict=True):
         if tag.pushed is not None:
             break
-        if any(matches(tag.name) for matches in may_go):
+        if pattern >= 0:
             return tag
     return None
-
-
-def _note(found: list[list[Reason]], places: Iterable[int], reason: Reason) -> None:
-    for place in places:
-        found[place].append(reason)

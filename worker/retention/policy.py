@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 from ledger.patterns import branch_template, is_plain, repository_pattern, tag_pattern
 from ledger.projects import ProjectSettings
@@ -63,44 +64,55 @@ def kept_by(rule: Keep, newest_first: Sequence[Tag], now: datetime) -> Iterable[
     return looked_at
 
 
-def newest_images(count: int, newest_first: Sequence[Tag], looked_at: Iterable[int]) -> list[int]:
+def newest_images(count: int, newest_first: Sequence[Tag], looked_at: Sequence[int]) -> Iterator[int]:
     """All tags of the newest so many digests; with the last of them all that were pushed at the same time, and all whose time is not known."""
-    looked_at = list(looked_at)
-    digests: set[str] = set()
-    boundary: datetime | None = None
+    digests = {newest_first[place].digest for place in _untimed(newest_first, looked_at)}
+    images, boundary = set[str](), None
     for place in looked_at:
         tag = newest_first[place]
-        if tag.pushed is None:
-            digests.add(tag.digest)
-        elif tag.digest not in digests:
-            if count > 0:
-                count -= 1
-                boundary = tag.pushed
-            elif tag.pushed != boundary:
-                continue
-            digests.add(tag.digest)
-    return [place for place in looked_at if newest_first[place].digest in digests]
+        if tag.pushed is None or (len(images) == count and tag.pushed != boundary):
+            break
+        if tag.digest not in images and len(images) < count:
+            boundary = tag.pushed
+            images.add(tag.digest)
+        digests.add(tag.digest)
+    return (place for place in looked_at if newest_first[place].digest in digests)
 
 
-def younger(age: timedelta, newest_first: Sequence[Tag], looked_at: Iterable[int], now: datetime) -> Iterator[int]:
+def younger(age: timedelta, newest_first: Sequence[Tag], looked_at: Sequence[int], now: datetime) -> Iterator[int]:
     """What was pushed within a time, or nobody knows when."""
     since = now - age
-    return (place for place in looked_at if (at := newest_first[place].pushed) is None or at >= since)
+    yield from takewhile(lambda place: (at := newest_first[place].pushed) is not None and at >= since, looked_at)
+    yield from _untimed(newest_first, looked_at)
 
 
-def first_match(patterns: Sequence[str], tag: str) -> str | None:
-    """The first pattern that names a tag."""
-    return next((pattern for pattern in patterns if tag_pattern(pattern)(tag)), None)
+def _untimed(newest_first: Sequence[Tag], looked_at: Sequence[int]) -> Iterator[int]:
+    """They are the last ones."""
+    return takewhile(lambda place: newest_first[place].pushed is None, reversed(looked_at))
 
 
-def _scope(rule: Keep, tags: Sequence[Tag]) -> Iterable[int]:
+def first_matches(patterns: Sequence[str], tags: Sequence[Tag]) -> list[int]:
+    """For each tag the place of the first pattern that names it, -1 for none."""
+    found = [-1] * len(tags)
+    for number, pattern in enumerate(patterns):
+        matches = tag_pattern(pattern)
+        for place, tag in enumerate(tags):
+            if found[place] < 0 and matches(tag.name):
+                found[place] = number
+    return found
+
+
+def _scope(rule: Keep, tags: Sequence[Tag]) -> Sequence[int]:
     patterns = [tag_pattern(pattern) for pattern in rule.matching or rule.tags]
     if not patterns:
         return range(len(tags))
-    return [place for place, tag in enumerate(tags) if any(pattern(tag.name) for pattern in patterns)]
+    if len(patterns) == 1:
+        [matches] = patterns
+        return [place for place, tag in enumerate(tags) if matches(tag.name)]
+    return [place for place, tag in enumerate(tags) if any(matches(tag.name) for matches in patterns)]
 
 
-def _last_of_branches(count: int, template: str, newest_first: Sequence[Tag], looked_at: Iterable[int]) -> Iterator[int]:
+def _last_of_branches(count: int, template: str, newest_first: Sequence[Tag], looked_at: Sequence[int]) -> Iterator[int]:
     """The newest images of each branch. A tag whose branch cannot be told stays."""
     branch_of = branch_template(template)
     branches: dict[str, list[int]] = {}

@@ -52,13 +52,14 @@ class Web:
     """How the manifests of a repository hang together, by digest."""
 
     manifests: dict[str, Stored]
-    tags: dict[str, list[Tag]] = field(default_factory=dict)
-    """The tags that people set, on their digests."""
+    tags: list[Tag] = field(default_factory=list)
+    """The tags that people set."""
     parents: dict[str, list[str]] = field(default_factory=dict)
-    referrers: dict[str, list[str]] = field(default_factory=dict)
     signatures: dict[str, list[Tag]] = field(default_factory=dict)
     """Signatures' tags, by the digest that they are about."""
     quarantined: list[Tag] = field(default_factory=list)
+    holds: dict[str, list[tuple[str, Why]]] = field(default_factory=dict)
+    """What stays because a digest does."""
 
     @classmethod
     def of(cls, repository: Repository) -> Web:
@@ -66,31 +67,34 @@ class Web:
         for tag in repository.tags:
             if tag.name.startswith(QUARANTINE):
                 web.quarantined.append(tag)
-            elif subject := signature_subject(tag.name) if tag.name.startswith("sha256-") else None:
+            elif tag.name.startswith("sha256-") and (subject := signature_subject(tag.name)):
                 web.signatures.setdefault(subject, []).append(tag)
+                web.holds.setdefault(subject, []).append((tag.digest, Why.SIGNATURE))
             else:
-                web.tags.setdefault(tag.digest, []).append(tag)
+                web.tags.append(tag)
         for manifest in repository.manifests:
-            for child in manifest.children:
-                web.parents.setdefault(child, []).append(manifest.digest)
+            if manifest.children:
+                for child in manifest.children:
+                    web.parents.setdefault(child, []).append(manifest.digest)
+                web.holds.setdefault(manifest.digest, []).extend((child, Why.INDEX_CHILD) for child in manifest.children)
             if manifest.subject is not None:
-                web.referrers.setdefault(manifest.subject, []).append(manifest.digest)
+                web.holds.setdefault(manifest.subject, []).append((manifest.digest, Why.REFERRER))
+        for connected in (*web.parents.values(), *web.holds.values()):
+            connected.sort()  # type: ignore[attr-defined]
+        web.signatures = {subject: sorted(web.signatures[subject], key=lambda tag: tag.name) for subject in sorted(web.signatures)}
         return web
 
-    def tagged(self) -> set[str]:
-        """Every digest that has a tag of any kind."""
-        signed = {tag.digest for tags in self.signatures.values() for tag in tags}
-        return signed | set(self.tags) | {tag.digest for tag in self.quarantined}
+    def untagged(self) -> list[Stored]:
+        """The manifests without a tag of any kind, by digest."""
+        tagged = {tag.digest for tag in self.tags}
+        tagged.update(tag.digest for tags in self.signatures.values() for tag in tags)
+        tagged.update(tag.digest for tag in self.quarantined)
+        return sorted((one for one in self.manifests.values() if one.digest not in tagged), key=lambda one: one.digest)
 
-    def hangs_on(self, digest: str) -> list[tuple[str, Why]]:
-        """What stays because a digest does."""
-        manifest = self.manifests.get(digest)
-        held = [(child, Why.INDEX_CHILD) for child in manifest.children] if manifest and manifest.children else []
-        if digest in self.referrers:
-            held += ((referrer, Why.REFERRER) for referrer in self.referrers[digest])
-        if digest in self.signatures:
-            held += ((tag.digest, Why.SIGNATURE) for tag in self.signatures[digest])
-        return held
+    def part_of(self, manifest: Stored) -> list[str]:
+        """The indexes that hold a manifest, and what it refers to, as far as they are here."""
+        above = list(self.parents.get(manifest.digest, ()))
+        return [*above, manifest.subject] if manifest.subject is not None and manifest.subject in self.manifests else above
 
     def holders(self, digest: str) -> set[str]:
         """The indexes that hold a digest, through any number of others."""
@@ -102,32 +106,35 @@ class Web:
             ahead += above
         return found
 
-    def closure(self, seeds: Iterable[str]) -> dict[str, list[Reason]]:
+    def closure(self, seeds: Iterable[str]) -> dict[str, tuple[Reason, ...]]:
         """Everything that stays because of the seeds, each with all reasons that come from its connections (a seed may have none)."""
-        kept: dict[str, list[Reason]] = {seed: [] for seed in seeds}
-        ahead = deque(kept)
+        kept: dict[str, tuple[Reason, ...]] = dict.fromkeys(seeds, ())
+        ahead = deque(sorted(digest for digest in self.holds if digest in kept))
         while ahead:
             digest = ahead.popleft()
-            for other, why in self.hangs_on(digest):
-                if other not in kept:
-                    kept[other] = []
+            for other, why in self.holds[digest]:
+                if other not in kept and other in self.holds:
                     ahead.append(other)
-                kept[other].append(Reason(why, digest))
+                kept[other] = (*kept.get(other, ()), Reason(why, digest))
         return kept
 
     def in_order(self, digests: Iterable[str]) -> tuple[str, ...]:
         """Digests so that each comes after all that it hangs on; among equals the given order."""
-        waiting = dict.fromkeys(digests, 0)
-        for digest in waiting:
-            for other, _ in self.hangs_on(digest):
-                if other in waiting:
-                    waiting[other] += 1
-        ordered = [digest for digest, above in waiting.items() if not above]
-        for digest in ordered:
-            for other, _ in self.hangs_on(digest):
-                if other in waiting:
-                    waiting[other] -= 1
-                    if not waiting[other]:
+        above = dict.fromkeys(digests, 0)
+        linked = [digest for digest in above if digest in self.holds]
+        for digest in linked:
+            for other, _ in self.holds[digest]:
+                if other in above:
+                    above[other] += 1
+        ordered = [digest for digest, count in above.items() if not count]
+        ahead = deque(digest for digest in ordered if digest in self.holds)
+        while ahead:
+            for other, _ in self.holds[ahead.popleft()]:
+                if other in above:
+                    above[other] -= 1
+                    if not above[other]:
                         ordered.append(other)
+                        if other in self.holds:
+                            ahead.append(other)
         placed = set(ordered)
-        return (*ordered, *(digest for digest in waiting if digest not in placed))
+        return (*ordered, *(digest for digest in above if digest not in placed))
