@@ -125,7 +125,7 @@ def repositories(draw: Any, name: str = NAME, *, honest: bool = False) -> Reposi
     for number in range(draw(st.integers(0, 3))):
         subject = draw(st.sampled_from([*(one.digest for one in found), digest("unknown subject")]))
         found.append(image(("referrer", number), draw(st.sampled_from("abgh")), subject=subject))
-    times = _HONEST if honest or draw(st.booleans()) else st.one_of(_HONEST, _LIES)
+    times = _HONEST if honest or draw(st.integers(0, 5)) else st.one_of(_HONEST, _LIES)
     tags = {
         tag_name: Tag(
             name=tag_name,
@@ -133,7 +133,7 @@ def repositories(draw: Any, name: str = NAME, *, honest: bool = False) -> Reposi
             pushed=draw(times),
             branch=draw(st.sampled_from([None, None, "main", "fix"])),
         )
-        for tag_name in draw(st.lists(_NAMES, max_size=9, unique=True))
+        for tag_name in draw(st.lists(_NAMES, min_size=draw(st.integers(0, 6)), max_size=12, unique=True))
     }
     for one in draw(st.lists(st.sampled_from([*(one.digest for one in found), digest("unknown subject")]), max_size=3, unique=True)):
         signature = image(("signature", one, draw(st.integers(0, 1))), "sig")
@@ -141,7 +141,7 @@ def repositories(draw: Any, name: str = NAME, *, honest: bool = False) -> Reposi
             found.append(signature)
         name_of = one.replace(":", "-") + draw(st.sampled_from([".sig", ".att", ".sbom", ""]))
         tags[name_of] = Tag(name=name_of, digest=signature.digest, pushed=draw(times))
-    if draw(st.integers(0, 4)) == 0:
+    if draw(st.integers(0, 4)) == 4:
         tags["bin"] = Tag(name=f"{QUARANTINE}1", digest=draw(st.sampled_from(found)).digest)
     untagged = st.one_of(st.none(), _HONEST)
     manifests = [
@@ -156,9 +156,9 @@ def repositories(draw: Any, name: str = NAME, *, honest: bool = False) -> Reposi
         )
         for one in found
     ]
-    if not honest and draw(st.integers(0, 15)) == 0:
+    if not honest and draw(st.integers(0, 19)) == 19:
         manifests.append(Stored(digest=digest("strange"), media_type="application/x-strange", size=1))
-    trouble = "the list of tags ended early" if not honest and draw(st.integers(0, 15)) == 0 else None
+    trouble = "the list of tags ended early" if not honest and draw(st.integers(0, 19)) == 19 else None
     return Repository(name=name, tags=tuple(tags.values()), manifests=tuple(manifests), trouble=trouble)
 
 
@@ -198,9 +198,9 @@ def policies(draw: Any, **fixed: Any) -> dict[str, Any]:
         "protect": draw(st.sampled_from([(), (), ("latest",), ("*.sig",)])),
         "delete_untagged_after": draw(st.sampled_from([None, "0s", "10d"])),
         "minimum": draw(st.integers(1, 3)),
-        "grace": draw(st.sampled_from(["0s", "1d", "20d"])),
-        "max_share": draw(st.sampled_from([0.2, 0.5, 1.0])),
-        "max_count": draw(st.sampled_from([1, 3, 1000])),
+        "grace": draw(st.sampled_from(["0s", "0s", "1d", "20d"])),
+        "max_share": draw(st.sampled_from([1.0, 0.5, 0.2])),
+        "max_count": draw(st.sampled_from([1000, 3, 1])),
         "apply": draw(st.sampled_from(["review", "automatic"])),
     }
     return fields | fixed
