@@ -27,6 +27,8 @@ class Kind:
     untags: bool
     pages_tags: bool
     referrers: bool
+    forgets_untagged: bool = False
+    """A manifest whose last tag is put on another one is gone."""
 
     @property
     def binary(self) -> str | None:
@@ -55,5 +57,5 @@ class Kind:
 KINDS = {
     "distribution-2.8": Kind("docker-registry", untags=False, pages_tags=False, referrers=False),
     "distribution-3": Kind("registry", untags=True, pages_tags=True, referrers=False),
-    "zot": Kind("zot", untags=True, pages_tags=True, referrers=True),
+    "zot": Kind("zot", untags=True, pages_tags=True, referrers=True, forgets_untagged=True),
 }

@@ -10,6 +10,7 @@ import asyncio
 
 from ledger.errors import RegistryConfused, RegistryUnavailable
 from ledger.references import ImageReference
+from worker.abreast import each
 from worker.registry.client import RegistryClient
 from worker.registry.manifests import KNOWN, Descriptor, Manifest
 from worker.registry.pace import PATIENT
@@ -41,7 +42,6 @@ class _Copy:
     def __init__(self, reader: RegistryReader, source: ImageReference, client: RegistryClient, target: ImageReference) -> None:
         self._reader, self._source = reader, source
         self._client, self._target = client, target
-        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def manifest(self, manifest: Manifest, depth: int) -> None:
         """Everything that a manifest names, and not the manifest itself."""
@@ -54,27 +54,21 @@ class _Copy:
             await self.manifest(read, depth - 1)
             await self._client.put_manifest(self._target.with_digest(child.digest), read.raw, read.media_type)
         blobs = {blob.digest: blob for blob in (*manifest.layers, *([manifest.config] if manifest.config else []))}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for blob in blobs.values():
-                    group.create_task(self._blob(blob))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        await each(blobs.values(), self._blob, _AT_ONCE)
 
     async def _blob(self, blob: Descriptor) -> None:
-        async with self._turns:
-            if await self._client.blob_size(self._target, blob.digest) == blob.size:
+        if await self._client.blob_size(self._target, blob.digest) == blob.size:
+            return
+        here = self._source.registry == self._target.registry
+        if here and await self._client.mount(self._target, blob, self._source.repository):
+            return
+        for tried in range(1, _TRIES + 1):
+            try:
+                async with self._reader.blob(self._source, blob) as pieces:
+                    await self._client.push_blob(self._target, blob, pieces)
                 return
-            here = self._source.registry == self._target.registry
-            if here and await self._client.mount(self._target, blob, self._source.repository):
-                return
-            for tried in range(1, _TRIES + 1):
-                try:
-                    async with self._reader.blob(self._source, blob) as pieces:
-                        await self._client.push_blob(self._target, blob, pieces)
-                    return
-                except RegistryUnavailable as error:
-                    pause = PATIENT.pause(tried, error.retry_after) if tried < _TRIES else None
-                    if pause is None:
-                        raise
-                    await asyncio.sleep(pause)
+            except RegistryUnavailable as error:
+                pause = PATIENT.pause(tried, error.retry_after) if tried < _TRIES else None
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)

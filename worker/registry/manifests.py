@@ -17,6 +17,8 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 INDEXES = frozenset({DOCKER_LIST, OCI_INDEX})
 KNOWN = INDEXES | {DOCKER_MANIFEST, OCI_MANIFEST}
+IMAGE_CONFIGS = frozenset({"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"})
+"""The types of configs that say when an image was made."""
 _SIGNATURE = re.compile(r"sha256-([0-9a-f]{64})(?:\.(?:sig|att|sbom))?")
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
 """All four, always: without the list type distribution answers a list's tag with the linux/amd64 child, under the child's digest."""

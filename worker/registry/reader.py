@@ -112,17 +112,17 @@ class RegistryReader:
             if child is None:
                 raise ManifestUnknown(f"{reference} holds no image{f' for {platform}' if platform else ''}")
             manifest = await self.manifest(reference.with_digest(child.digest))
-        return await self.config_of(reference, manifest)
-
-    async def config_of(self, reference: ImageReference, manifest: Manifest) -> dict[str, Any]:
-        """The config that a manifest of the same repository names, its digest checked. ManifestUnknown: it is not there."""
         if manifest.config is None:
             raise RegistryConfused(f"{reference} names no config")
-        path = blob_path(reference, manifest.config.digest)
+        return await self.config_blob(reference, manifest.config)
+
+    async def config_blob(self, reference: ImageReference, config: Descriptor) -> dict[str, Any]:
+        """The config that a manifest of the same repository names, its digest checked. ManifestUnknown: it is not there."""
+        path = blob_path(reference, config.digest)
         answer = await self._authorizer.send("GET", reference.registry, path, scope_of(reference, "pull"), limit=_MAX_CONFIG)
         if answer.status != 200:
             raise refusal(answer, f"read the config of {reference}")
-        check_digest(reference, digest_of(answer.body), manifest.config.digest)
+        check_digest(reference, digest_of(answer.body), config.digest)
         return parse_object(answer.body, "image config")
 
     async def image_size(self, reference: ImageReference) -> int:

@@ -44,6 +44,10 @@ class Policies:
         """Repositories that policies name without a pattern: they need no catalog to be found."""
         return frozenset(pattern for _, policy in self.entries for pattern in policy.repositories if is_plain(pattern))
 
+    def has_patterns(self) -> bool:
+        """Whether some policy names repositories by a pattern, so that they must be listed to be found."""
+        return not all(is_plain(pattern) for _, policy in self.entries for pattern in policy.repositories)
+
 
 def rule_words(policy: Retention) -> tuple[str, ...]:
     """Each rule to keep as a plan tells of it: its place in the policy, and what it says."""
