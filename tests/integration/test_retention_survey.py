@@ -30,7 +30,8 @@ from worker.retention.memory import LocalMemory, Push
 from worker.retention.plan import plan
 from worker.retention.policy import Policies
 from worker.retention.protection import QUARANTINE, Protected
-from worker.retention.survey import find_repositories, survey
+from worker.retention.scope import find_repositories, referrers_of
+from worker.retention.survey import survey
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CREATED = "2025-12-24T18:00:00.123456789Z"
@@ -162,6 +163,22 @@ async def test_what_somebody_uses_is_read_although_no_tag_leads_to_it(registry: 
     also = {f"{registry.host}/used/app": [digest_of(used), "sha256:" + "0" * 64]}
     _, manifests = only(await survey(reader, registry.host, ["used/app"], LocalMemory(), NOW, also=also))
     assert {digest_of(used), digest_of(child)} < manifests.keys()
+
+
+async def test_what_refers_to_an_image_goes_with_it(registry: RegistryServer, reader: RegistryReader, kind: Kind) -> None:
+    if not kind.referrers:
+        pytest.skip("without the API referrers have tags, which are listed")
+    old = registry.push_image("refer/app", "old", layers=(b"old",), created=CREATED)
+    registry.push_image("refer/app", "new", layers=(b"new",), created="2026-02-28T00:00:00Z")
+    about = registry.push_referrer("refer/app", old)
+    name, memory = f"{registry.host}/refer/app", LocalMemory()
+    policies = Policies((("p", Retention(repositories=(name,), delete=("*",), keep=({"last": 1},))),))
+    first = plan(await survey(reader, registry.host, ["refer/app"], memory, NOW), policies, Protected(), NOW)
+    also = await referrers_of(reader, first)
+    assert also == {name: [digest_of(about)]}
+    again = await survey(reader, registry.host, ["refer/app"], memory, NOW, tag_age=timedelta(minutes=1), also=also)
+    made = plan(again, policies, Protected(), NOW)
+    assert made.repositories[0].deletions == (digest_of(old), digest_of(about))
 
 
 async def test_a_repository_that_is_not_there_is_empty(registry: RegistryServer, reader: RegistryReader) -> None:

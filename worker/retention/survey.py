@@ -17,22 +17,12 @@ from worker.registry.manifests import IMAGE_CONFIGS, INDEXES, KNOWN, Descriptor,
 from worker.registry.reader import RegistryReader
 from worker.retention.inventory import Blob, Inventory, Origin, Repository, Stored, Tag, parse_time
 from worker.retention.memory import Memory, Raw, Recalled, Seen, Untagged
-from worker.retention.policy import Policies
 from worker.retention.protection import QUARANTINE
 
 _MAX_DEPTH = 8
 _REPOSITORIES_AT_ONCE = 4
 _BATCH = 200
 """Manifests handed to the memory at a time."""
-
-
-async def find_repositories(reader: RegistryReader, registry: str, policies: Policies) -> tuple[str, ...]:
-    """The repositories of a registry that policies name. RegistryError where a pattern needs a catalog and the registry has none to show."""
-    plain = {ImageReference.parse(name) for name in policies.plain_names()}
-    found = {image.repository for image in plain if image.registry == registry}
-    if policies.has_patterns():
-        found |= {path async for path in reader.catalog(registry) if policies.naming(f"{registry}/{path}")}
-    return tuple(sorted(found))
 
 
 async def survey(
