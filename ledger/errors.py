@@ -12,6 +12,7 @@ CrabpotError
 │   ├── VersionConflict     somebody else wrote first; read again (retryable)
 │   ├── FenceLost           this process no longer leads; stop writing
 │   ├── TooLate             the build has ended, or its tags are being moved
+│   ├── ImageInUse          other tags or an index need the image
 │   └── PodConflict         a pod of that name exists and is not ours
 ├── LedgerError
 │   ├── LedgerUnavailable   Redis did not answer (retryable)
@@ -120,6 +121,10 @@ class StillRuns(Conflict):
 
 class PodConflict(Conflict):
     """A pod of this name exists that crabpot did not make."""
+
+
+class ImageInUse(Conflict):
+    """Other tags or an index need this image."""
 
 
 class LedgerError(CrabpotError):

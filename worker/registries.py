@@ -48,13 +48,14 @@ class Registries:
 
     def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
         """The client by which workers read and tag in a registry for a project; its calls are RegistryDenied where the credential cannot be had."""
-        return self._opened(RegistryClient, project, settings, registry)
+        return self.opened(RegistryClient, project, settings, registry)
 
     def reader(self, project: str, settings: ProjectSettings, registry: str) -> RegistryReader:
         """The same to read only: it cannot send anything else."""
-        return self._opened(RegistryReader, project, settings, registry)
+        return self.opened(RegistryReader, project, settings, registry)
 
-    def _opened(self, kind: type[_Client], project: str, settings: ProjectSettings, registry: str) -> _Client:
+    def opened(self, kind: type[_Client], project: str, settings: ProjectSettings, registry: str) -> _Client:
+        """A client of any kind."""
         access = settings.registries.get(registry, RegistryAccess())
         key = (kind, project, registry, access)
         client = self._clients.get(key)

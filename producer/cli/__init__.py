@@ -1,7 +1,7 @@
 """The `crabpot` command. Its help starts at once: a command's module is imported when the command is run, not before.
 
-`watch` and `doctor` live with the worker. They are named here as text, as an entry point names its target: this table is the wiring of
-the console script, and nothing of the producer imports the worker.
+`watch`, `doctor` and `registry` live with the worker. They are named here as text, as an entry point names its target: this table is the
+wiring of the console script, and nothing of the producer imports the worker.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COMMANDS = {
     "limits": ("producer.cli.limits:limits", "Show or set how many builds may run at once."),
     "pause": ("producer.cli.limits:pause", "Start no more builds: of all, a project or a capacity class."),
     "resume": ("producer.cli.limits:resume", "End a pause."),
+    "registry": ("worker.registry_command:command", "Look into registries; copy and remove images."),
     "doctor": ("worker.doctor:command", "Check Redis, cluster, rights, registries and clocks."),
     "serve": ("producer.cli.serve:serve", "Serve webhooks and the REST API."),
     "watch": ("worker.watcher:command", "Watch the cluster and keep builds moving."),
@@ -32,9 +33,9 @@ Exit codes:
   0    well; for wait and submit --wait: the build succeeded
   1    the build failed, or doctor found a fault
   2    the command line or the request is wrong
-  3    there is no such build or project
-  4    the server or Redis does not answer; try again
-  5    the build was cancelled or superseded, or it was too late to cancel it
+  3    there is no such build, project or image
+  4    the server, Redis or registry does not answer; try again
+  5    the build was cancelled or superseded, or it was too late to cancel it; the image is in use
   124  wait: the time was up
 """
 

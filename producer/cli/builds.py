@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from ledger.build import State
+from ledger.console import on_terminal, say_json
 from producer.cli.client import Client, connected
-from producer.cli.output import ENDS, on_terminal, say_build, say_builds, say_json
+from producer.cli.output import ENDS, say_build, say_builds
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 TIME_IS_UP = 124

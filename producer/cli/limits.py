@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from ledger.console import say_json
 from producer.cli.client import connected
-from producer.cli.output import age, say_json, say_rows
+from producer.cli.output import age, say_rows
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SCOPE = "SCOPE is `all`, `project/NAME`, `class/NAME` (a capacity class)"

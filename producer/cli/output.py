@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from ledger.errors import Conflict, CrabpotError, InputInvalid, NotFound
+from ledger.console import on_terminal, say_table
+from ledger.errors import Conflict, CrabpotError, InputInvalid, ManifestUnknown, NotFound
 
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "superseded": "yellow", "running": "cyan", "publishing": "cyan"}
 ENDS = {"succeeded": 0, "failed": 1, "cancelled": 5, "superseded": 5}
@@ -19,7 +18,7 @@ ENDS = {"succeeded": 0, "failed": 1, "cancelled": 5, "superseded": 5}
 
 def exit_code_of(error: CrabpotError) -> int:
     """What the command exits with; listed in `crabpot --help`."""
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound | ManifestUnknown):
         return 3
     if isinstance(error, Conflict):
         return 5
@@ -28,29 +27,9 @@ def exit_code_of(error: CrabpotError) -> int:
     return 4 if error.retryable else 1
 
 
-def on_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def say_json(told: Any) -> None:
-    click.echo(json.dumps(told, indent=2 if on_terminal() else None))
-
-
 def say_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; tab-separated lines, without the header, elsewhere."""
-    if not on_terminal():
-        for row in rows:
-            click.echo("\t".join(row))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
-    Console().print(table)
+    """A table on a terminal, states in colour; tab-separated lines, without the header, elsewhere."""
+    say_table(header, rows, COLOURS)
 
 
 def say_builds(builds: Sequence[dict[str, Any]]) -> None:

@@ -11,11 +11,11 @@ from typing import Any, TextIO
 import click
 import yaml
 
+from ledger.console import say_json
 from ledger.documents import read_yaml
 from ledger.errors import RequestInvalid
 from producer.cli.builds import await_end
 from producer.cli.client import connected
-from producer.cli.output import say_json
 
 _GIT_SECONDS = 60
 

@@ -7,12 +7,26 @@ the client that it is given cannot send anything but GET and HEAD.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ledger.errors import ManifestUnknown
 from ledger.references import ImageReference
 from worker.registry.manifests import Descriptor, Manifest, digest_of
 from worker.registry.reader import RegistryReader
+
+
+class Changing(Protocol):
+    """What code that changes a registry is given: a RegistryClient, or a Rehearsal of one. Their docstrings say what each call does."""
+
+    async def resolve(self, reference: ImageReference) -> Descriptor | None: ...
+
+    async def manifest(self, reference: ImageReference) -> Manifest: ...
+
+    async def put_manifest(self, reference: ImageReference, raw: bytes, media_type: str) -> str: ...
+
+    async def delete(self, image: ImageReference) -> bool: ...
+
+    async def untag(self, image: ImageReference) -> bool: ...
 
 
 @dataclass(slots=True)

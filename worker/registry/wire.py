@@ -29,6 +29,7 @@ SAFE = frozenset({"GET", "HEAD"})
 _MAX_REDIRECTS = 5
 _MAX_ERROR = 64 * 1024
 _DROPPED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+_NOTHING = httpx.ByteStream(b"")
 _HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
@@ -134,7 +135,7 @@ class Wire:
                 _hear(budget, answer)
                 yield answer, response.aiter_bytes()
             finally:
-                await response.aclose()
+                await _close(response)
 
     def _request(
         self,
@@ -169,7 +170,7 @@ class Wire:
             body = await _read(response, limit, host)
             return Answer(status=response.status_code, headers=response.headers, body=body, host=host, redirected=redirected)
         finally:
-            await response.aclose()
+            await _close(response)
 
     async def _follow(self, request: httpx.Request) -> tuple[httpx.Response, bool]:
         """The response in the end, its body not yet read, and whether another origin than the one asked gave it."""
@@ -179,7 +180,7 @@ class Wire:
             following = response.next_request
             if following is None:
                 return response, _origin(request.url) != asked
-            await response.aclose()
+            await _close(response)
             if request.method not in SAFE:
                 raise RegistryConfused(f"{asked[1]} redirects a {request.method}, which is not followed")
             if request.url.scheme == "https" and following.url.scheme != "https":
@@ -223,6 +224,14 @@ def _hear(budget: Budget, answer: Answer) -> float | None:
     elif answer.status < 400:
         budget.recover()
     return asked
+
+
+async def _close(response: httpx.Response) -> None:
+    """A response and its stream hold each other. Parted, all of a request is freed at once, and not when the garbage collector comes by:
+    after ten thousand requests that is half of the memory.
+    """
+    await response.aclose()
+    response.stream = _NOTHING
 
 
 async def _read(response: httpx.Response, limit: int, host: str) -> bytes:

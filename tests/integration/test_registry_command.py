@@ -1,0 +1,153 @@
+"""`crabpot registry` as a process against real registries: what it prints, what it refuses, and whose credentials it uses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ledger.projects import parse_projects
+from tests.integration.registry_kinds import KINDS
+from tests.integration.registry_server import OCI_MANIFEST, PASSWORD, USER, RegistryServer, digest_of, run_registry
+
+CRABPOT = str(Path(sys.executable).parent / "crabpot")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+def crabpot(registry: RegistryServer, tmp_path: Path):
+    """Run `crabpot registry …` as a user without a docker config; (exit code, standard output, standard error)."""
+
+    async def run(*arguments: str, host: str = registry.host, **environment: str) -> tuple[int, str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CRABPOT_", "DOCKER_"))}
+        options = [] if "--project" in arguments else ["--insecure", host]
+        process = await asyncio.create_subprocess_exec(
+            CRABPOT, "registry", *arguments, *options, env={**clean, "HOME": str(tmp_path), **environment},
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    return run
+
+
+def tag(registry: RegistryServer, repository: str, name: str, raw: bytes) -> None:
+    with registry.http() as http:
+        http.put(f"{repository}/manifests/{name}", content=raw, headers={"Content-Type": OCI_MANIFEST}).raise_for_status()
+
+
+async def test_looking_around(registry: RegistryServer, crabpot) -> None:
+    raw = registry.push_image("look/app", "1", layers=(b"x" * 3000,), labels={"team": "red"}, created="2026-01-02T03:04:05Z")
+    index = registry.push_index("look/app", "both", {"linux/amd64": raw})
+    assert "look/app\n" in (await crabpot("ls", registry.host))[1]
+    assert (await crabpot("tags", f"{registry.host}/look/app"))[1] == "1\nboth\n"
+    assert (await crabpot("tags", "--digests", f"{registry.host}/look/app"))[1] == f"1\t{digest_of(raw)}\nboth\t{digest_of(index)}\n"
+    code, out, _ = await crabpot("tags", "--digests", "--json", f"{registry.host}/look/app")
+    assert (code, json.loads(out)[0]) == (0, {"tag": "1", "digest": digest_of(raw)})
+    code, out, _ = await crabpot("show", f"{registry.host}/look/app:1")
+    assert code == 0
+    for part in (digest_of(raw), "KiB", "2026-01-02T03:04:05Z", "team=red", digest_of(b"x" * 3000)):
+        assert part in out
+    code, out, _ = await crabpot("show", "--json", f"{registry.host}/look/app:both")
+    assert [one["platform"] for one in json.loads(out)["platforms"]] == ["linux/amd64"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("show", "{host}/none/app:1"), 3, "manifest"),
+        (("tags", "{host}/none/app"), 3, "tags"),
+        (("rm", "--yes", "{host}/none/app:1"), 3, "there is no"),
+        (("untag", "{host}/none/app:1"), 3, ""),
+        (("untag", "{host}/none/app"), 2, "name a tag"),
+        (("show", "app:1"), 2, "name the registry"),
+        (("ls", "http://x"), 2, "registry"),
+        (("rm", "--yes", "{host}/a:1", "{host}/b:1"), 2, "one repository"),
+        (("cp", "{host}/a:1", "{host}/b@sha256:" + "0" * 64), 2, "a target has a tag"),
+    ],
+)
+async def test_what_is_wrong_is_said_with_an_exit_code(registry: RegistryServer, crabpot, arguments, code, said) -> None:
+    found, out, err = await crabpot(*(argument.format(host=registry.host) for argument in arguments))
+    assert (found, out) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+async def test_copying(registry: RegistryServer, crabpot, tmp_path: Path) -> None:
+    raw = registry.push_image("copy/app", "1", layers=(b"copied",))
+    code, out, _ = await crabpot("cp", f"{registry.host}/copy/app:1", f"{registry.host}/copied/app")
+    assert (code, out) == (0, f"{registry.host}/copied/app:1@{digest_of(raw)}\n")
+    with run_registry(tmp_path / "other") as other:
+        arguments = ("cp", "--json", "--insecure", other.host, f"{registry.host}/copy/app@{digest_of(raw)}", f"{other.host}/far/app:2")
+        code, out, _ = await crabpot(*arguments)
+        assert (code, json.loads(out)) == (0, {"image": f"{other.host}/far/app:2", "digest": digest_of(raw)})
+        with other.http() as http:
+            assert http.get("far/app/manifests/2", headers={"Accept": OCI_MANIFEST}).content == raw
+
+
+async def test_removing_asks_for_every_tag_and_leaves_parts_of_indexes(registry: RegistryServer, crabpot) -> None:
+    raw = registry.push_image("rm/app", "1", layers=(b"rm",))
+    tag(registry, "rm/app", "latest", raw)
+    child = registry.push_image("rm/app", "amd", layers=(b"amd",))
+    registry.push_index("rm/app", "both", {"linux/amd64": child})
+    name = f"{registry.host}/rm/app"
+    code, _, err = await crabpot("rm", "--yes", f"{name}:1")
+    assert (code, "is also latest" in err) == (5, True)
+    code, _, err = await crabpot("rm", "--yes", f"{name}:amd")
+    assert (code, "part of the index" in err) == (5, True)
+    code, _, err = await crabpot("rm", f"{name}:1", f"{name}:latest")
+    assert (code, "--yes" in err) == (2, True)
+    code, out, _ = await crabpot("rm", "--dry-run", f"{name}:1", f"{name}:latest")
+    assert (code, out) == (0, f"{digest_of(raw)}\t1, latest\twould be removed\n")
+    assert (await crabpot("tags", name))[1] == "1\namd\nboth\nlatest\n"
+    code, out, _ = await crabpot("rm", "--yes", "--json", f"{name}:1", f"{name}:latest")
+    assert json.loads(out)["removed"] == [{"digest": digest_of(raw), "tags": ["1", "latest"]}]
+    assert (await crabpot("tags", name))[1] == "amd\nboth\n"
+    code, _, err = await crabpot("untag", f"{name}:amd")
+    assert (code, "cannot take a tag away alone" in err) == (1, True)
+
+
+async def test_untagging_where_the_registry_can(crabpot, tmp_path: Path) -> None:
+    if KINDS["distribution-3"].binary is None:
+        pytest.skip("there is no distribution 3")
+    with KINDS["distribution-3"].run(tmp_path / "three") as three:
+        raw = three.push_image("untag/app", "1")
+        tag(three, "untag/app", "2", raw)
+        name = f"{three.host}/untag/app"
+        assert (await crabpot("untag", f"{name}:1", host=three.host))[0] == 0
+        assert (await crabpot("tags", name, host=three.host))[1] == "2\n"
+        code, _, err = await crabpot("untag", f"{name}:2", host=three.host)
+        assert (code, "last tag" in err) == (5, True)
+
+
+async def test_credentials_of_the_user_of_a_file_and_of_a_project(crabpot, tmp_path: Path, ledger, redis_url: str) -> None:
+    with run_registry(tmp_path / "closed", htpasswd=True) as closed:
+        closed.push_image("closed/app", "1")
+        name = f"{closed.host}/closed/app"
+        code, _, err = await crabpot("tags", name, host=closed.host)
+        assert (code, "none is configured" in err) == (1, True)
+        auths = {"auths": {closed.host: {"username": USER, "password": PASSWORD}}}
+        (tmp_path / "file.json").write_text(json.dumps(auths))
+        assert (await crabpot("tags", "--docker-config", str(tmp_path / "file.json"), name, host=closed.host))[1] == "1\n"
+        (tmp_path / ".docker").mkdir()
+        (tmp_path / ".docker/config.json").write_text(json.dumps(auths))
+        assert (await crabpot("tags", name, host=closed.host))[1] == "1\n"
+        (tmp_path / ".docker/config.json").unlink()
+        text = f"version: 1\nprojects:\n  shop:\n    registries: {{'{closed.host}': {{insecure: true, docker_config: {tmp_path}/file.json}}}}\n"
+        await ledger.store_projects(parse_projects(text))
+        settings = {"CRABPOT_REDIS_URL": redis_url, "CRABPOT_CLUSTER": "local", "CRABPOT_STATE": str(tmp_path / "state")}
+        assert await crabpot("tags", "--project", "shop", name, **settings) == (0, "1\n", "")
+        code, _, err = await crabpot("tags", "--project", "none", name, **settings)
+        assert (code, "no project none" in err) == (3, True)
+        code, _, err = await crabpot("tags", "--project", "shop", "--insecure", closed.host, name, **settings)
+        assert (code, "leave the other options out" in err) == (2, True)

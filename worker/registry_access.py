@@ -1,0 +1,70 @@
+"""How a command gets into a registry: as a project of the ledger does, or with what `docker login` left for the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ledger.errors import NotFound
+from ledger.settings import Settings
+from ledger.store import Ledger
+from worker.place import namespaces_of, open_cluster
+from worker.registries import Registries
+from worker.registry.credentials import Anonymous, Credentials, DockerConfigFile
+from worker.registry.pace import PATIENT
+from worker.registry.reader import RegistryReader
+
+_Client = TypeVar("_Client", bound=RegistryReader)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Whose credentials are used. Without a project those of a docker config, by default the user's."""
+
+    project: str | None = None
+    docker_config: Path | None = None
+    insecure: frozenset[str] = frozenset()
+    """Registries that are spoken to over plain HTTP."""
+    certificates: tuple[tuple[str, str], ...] = ()
+    """Registry and path of its CA certificate."""
+
+    @asynccontextmanager
+    async def open(self, kind: type[_Client], registry: str) -> AsyncIterator[_Client]:
+        """A client of a kind for a registry, closed in the end. NotFound: there is no such project."""
+        if self.project is not None:
+            async with self._as_project(kind, registry, self.project) as client:
+                yield client
+            return
+        client = kind(self._credentials(), insecure=self.insecure, certificates=dict(self.certificates), patience=PATIENT)
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    @asynccontextmanager
+    async def _as_project(self, kind: type[_Client], registry: str, name: str) -> AsyncIterator[_Client]:
+        settings = Settings.load()
+        ledger = Ledger.open(settings)
+        try:
+            projects = await ledger.projects()
+            if name not in projects:
+                raise NotFound(f"there is no project {name} in the ledger; it has {', '.join(sorted(projects)) or 'none'}")
+            cluster = open_cluster(settings, namespaces_of(settings, projects))
+            registries = Registries(cluster, settings, patience=PATIENT)
+            try:
+                yield registries.opened(kind, name, projects[name], registry)
+            finally:
+                await registries.close()
+                await cluster.close()
+        finally:
+            await ledger.close()
+
+    def _credentials(self) -> Credentials:
+        if self.docker_config is not None:
+            return DockerConfigFile(self.docker_config)
+        usual = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+        return DockerConfigFile(usual) if usual.exists() else Anonymous()

@@ -1,0 +1,265 @@
+"""`crabpot registry`: looking into registries, and copying and removing images, by hand.
+
+A removal looks at the whole repository first, and asks before it deletes. With `--dry-run` the same is done by a client that cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ledger.console import on_terminal, say_json, say_size, say_table
+from ledger.errors import ImageInUse, ManifestUnknown
+from ledger.references import ImageReference, parse_registry
+from worker.abreast import each
+from worker.registry.client import RegistryClient
+from worker.registry.copying import copy_image
+from worker.registry.manifests import IMAGE_CONFIGS, Manifest
+from worker.registry.reader import RegistryReader
+from worker.registry.rehearsal import Changing, Rehearsal
+from worker.registry_access import Access
+from worker.removal import Removal, look, remove
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_AT_ONCE = 16
+
+
+class _Image(click.ParamType[ImageReference]):
+    name = "image"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageReference:
+        try:
+            return value if isinstance(value, ImageReference) else ImageReference.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Host(click.ParamType[str]):
+    name = "registry"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_registry(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+IMAGE, HOST = _Image(), _Host()
+
+
+def _accessing(command: _Command) -> _Command:
+    """The options that say whose credentials are used, given to a command as `access`; and --json."""
+
+    @click.option("--project", help="Use the registry credentials of this project of the ledger.")
+    @click.option("--docker-config", type=click.Path(path_type=Path), help="Use this docker config.json, not the user's.")
+    @click.option("--insecure", type=HOST, multiple=True, metavar="REGISTRY", help="Speak plain HTTP to this registry.")
+    @click.option(
+        "--certificate", type=(HOST, str), multiple=True, metavar="REGISTRY PATH", help="Trust this CA certificate for a registry."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @wraps(command)
+    def accessing(
+        project: str | None,
+        docker_config: Path | None,
+        insecure: tuple[str, ...],
+        certificate: tuple[tuple[str, str], ...],
+        **named: Any,
+    ) -> None:
+        if project and (docker_config or insecure or certificate):
+            raise click.UsageError("a project says itself how its registries are reached; leave the other options out")
+        command(
+            access=Access(project=project, docker_config=docker_config, insecure=frozenset(insecure), certificates=certificate), **named
+        )
+
+    return accessing  # type: ignore[return-value]
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+@click.group()
+def command() -> None:
+    """Look into registries; copy and remove images.
+
+    Credentials are those of --project, else those that `docker login` left.
+    """
+
+
+@command.command("ls")
+@click.argument("registry", type=HOST)
+@_accessing
+def list_repositories(registry: str, access: Access, as_json: bool) -> None:
+    """List a registry's repositories, where it lists them."""
+
+    async def work() -> list[str]:
+        async with access.open(RegistryReader, registry) as reader:
+            return sorted([name async for name in reader.catalog(registry)])
+
+    found = _run(work())
+    say_json(found) if as_json else say_table(("REPOSITORY",), ([name] for name in found))
+
+
+@command.command("tags")
+@click.argument("repository", type=IMAGE)
+@click.option("--digests", is_flag=True, help="Ask what each stands for: a request a tag.")
+@_accessing
+def list_tags(repository: ImageReference, digests: bool, access: Access, as_json: bool) -> None:
+    """List a repository's tags."""
+
+    async def work() -> dict[str, str | None]:
+        async with access.open(RegistryReader, repository.registry) as reader:
+            found: dict[str, str | None] = dict.fromkeys(
+                sorted([tag async for tag in reader.tags(repository.registry, repository.repository)])
+            )
+
+            async def one(tag: str) -> None:
+                stands_for = await reader.resolve(repository.with_tag(tag))
+                found[tag] = stands_for.digest if stands_for else None
+
+            if digests:
+                await each(list(found), one, _AT_ONCE)
+            return found
+
+    found = _run(work())
+    if as_json:
+        say_json([{"tag": tag, "digest": digest} if digests else {"tag": tag} for tag, digest in found.items()])
+    elif digests:
+        say_table(("TAG", "DIGEST"), ((tag, digest or "gone") for tag, digest in found.items()))
+    else:
+        say_table(("TAG",), ([tag] for tag in found))
+
+
+@command.command()
+@click.argument("image", type=IMAGE)
+@_accessing
+def show(image: ImageReference, access: Access, as_json: bool) -> None:
+    """Show an image: digest, size, platforms or layers, labels, and what refers to it."""
+
+    async def work() -> dict[str, Any]:
+        async with access.open(RegistryReader, image.registry) as reader:
+            return await _describe(reader, image)
+
+    found = _run(work())
+    if as_json:
+        say_json(found)
+        return
+    for name in ("image", "digest", "media_type", "size", "created"):
+        if found[name] is not None:
+            click.echo(f"{name.replace('_', ' ') + ':':<14}{say_size(found[name]) if name == 'size' else found[name]}")
+    for name, title in (("platforms", "platform"), ("layers", "layer"), ("referrers", "referrer")):
+        for part in found[name]:
+            click.echo(f"{title + ':':<14}{part['digest']}  {part.get('platform') or part.get('artifact_type') or say_size(part['size'])}")
+    for name, value in found["labels"].items():
+        click.echo(f"{'label:':<14}{name}={value}")
+
+
+@command.command("cp")
+@click.argument("source", type=IMAGE)
+@click.argument("target", type=IMAGE)
+@_accessing
+def copy(source: ImageReference, target: ImageReference, access: Access, as_json: bool) -> None:
+    """Copy an image, with all its platforms and the same digest. A target without a tag gets the source's."""
+    if target.digest:
+        raise click.UsageError("a target has a tag; its digest is the source's")
+    to = target if target.tag or not source.tag else target.with_tag(source.tag)
+
+    async def work() -> str:
+        async with access.open(RegistryReader, source.registry) as reader, access.open(RegistryClient, to.registry) as client:
+            return await copy_image(reader, source, client, to)
+
+    digest = _run(work())
+    say_json({"image": str(to), "digest": digest}) if as_json else click.echo(f"{to}@{digest}")
+
+
+@command.command("rm")
+@click.argument("images", type=IMAGE, nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--dry-run", is_flag=True, help="Do all but delete, with a client that cannot.")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where nobody can be asked.")
+@_accessing
+def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, access: Access, as_json: bool) -> None:
+    """Remove images of one repository for good, with their digests.
+
+    A digest goes with all its tags, so each of them must be named. What is part of an index goes only with that.
+    """
+    if len({image.name for image in images}) > 1:
+        raise click.UsageError("name images of one repository at a time")
+
+    async def work() -> list[dict[str, Any]]:
+        async with access.open(RegistryReader, images[0].registry) as reader:
+            removal = await look(reader, images)
+        if not (yes or dry_run):
+            _ask(removal)
+        async with _changing(access, images[0].registry, rehearse=dry_run) as client:
+            await remove(client, removal)
+        for orphan in removal.orphans:
+            click.echo(f"the signature's tag {orphan} stays", err=True)
+        return [{"digest": digest, "tags": list(tags)} for digest, tags in removal.digests]
+
+    removed = _run(work())
+    if as_json:
+        say_json({"repository": images[0].name, "removed": removed, "dry_run": dry_run})
+    else:
+        word = "would be removed" if dry_run else "removed"
+        say_table(("DIGEST", "TAGS", ""), ((one["digest"], ", ".join(one["tags"]), word) for one in removed))
+
+
+@command.command()
+@click.argument("image", type=IMAGE)
+@_accessing
+def untag(image: ImageReference, access: Access, as_json: bool) -> None:
+    """Take a tag away and leave its image, where the registry can do that."""
+    if image.tag is None or image.digest:
+        raise click.UsageError("name a tag, as registry.example.com/team/app:1")
+
+    async def work() -> bool:
+        async with access.open(RegistryClient, image.registry) as client:
+            if [tag async for tag in client.tags(image.registry, image.repository)] == [image.tag]:
+                raise ImageInUse(f"{image} is the last tag of its repository; `rm` removes the image")
+            return await client.untag(image)
+
+    if not _run(work()):
+        raise ManifestUnknown(f"there is no {image}")
+    say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image stays")
+
+
+def _changing(access: Access, registry: str, *, rehearse: bool) -> AbstractAsyncContextManager[Changing]:
+    return access.open(Rehearsal, registry) if rehearse else access.open(RegistryClient, registry)
+
+
+def _ask(removal: Removal) -> None:
+    if not on_terminal():
+        raise click.UsageError("this deletes for good; say --yes")
+    for digest, tags in removal.digests:
+        click.echo(f"{removal.repository.with_digest(digest)}  {', '.join(tags)}")
+    click.confirm("Delete these for good?", abort=True)
+
+
+async def _describe(reader: RegistryReader, image: ImageReference) -> dict[str, Any]:
+    manifest = await reader.manifest(image)
+    config = await _config(reader, image, manifest)
+    referrers = await reader.referrers(image.with_digest(manifest.digest))
+    return {
+        "image": str(image),
+        "digest": manifest.digest,
+        "media_type": manifest.media_type,
+        "size": await reader.image_size(image.with_digest(manifest.digest)) if manifest.is_index or manifest.config else None,
+        "created": manifest.created or config.get("created"),
+        "platforms": [{"digest": child.digest, "platform": child.platform, "size": child.size} for child in manifest.children],
+        "layers": [{"digest": layer.digest, "size": layer.size} for layer in manifest.layers],
+        "labels": (config.get("config") or {}).get("Labels") or {},
+        "referrers": [{"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size} for one in referrers],
+    }
+
+
+async def _config(reader: RegistryReader, image: ImageReference, manifest: Manifest) -> dict[str, Any]:
+    """The config of an image, empty for what has none of an image's."""
+    if manifest.config is None or manifest.config.media_type not in IMAGE_CONFIGS:
+        return {}
+    return await reader.config_blob(image, manifest.config)
