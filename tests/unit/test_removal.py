@@ -54,5 +54,5 @@ def test_what_is_not_there_or_was_not_read():
             judged(SHARED, name)
     with pytest.raises(ManifestUnknown, match="name a tag"):
         judge(PLACE, SHARED.repositories[0], [PLACE])
-    with pytest.raises(RegistryError, match="not wholly read.*503"):
+    with pytest.raises(RegistryError, match="503"):
         judged(holding(image("a"), tag("1", "a"), trouble="503"), "1")
