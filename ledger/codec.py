@@ -13,10 +13,12 @@ from ledger.build import Attempt, Build, BuildRequest, Reason, State, millisecon
 from ledger.errors import LedgerError
 
 _ATTEMPTS = TypeAdapter(tuple[Attempt, ...])
-_TIMES = frozenset({"created", "updated", "due", "not_before", "started", "finished", "cancel_requested"})
-_NUMBERS = frozenset({"version", "sequence", "attempt", "publish_tries", "size"})
+_TIMES = frozenset({"created", "updated", "due", "not_before", "admitted", "started", "finished", "cancel_requested"})
+_NUMBERS = frozenset({"version", "sequence", "attempt", "publish_tries", "misses", "no_room", "size"})
+_FLAGS = frozenset({"claimed", "moving_tags", "doubtful"})
+_TEXTS = frozenset({"digest", "message", "namespace", "superseded_by"})
 _WRITABLE = frozenset(
-    {"attempts", "not_before", "started", "cancel_requested", "moving_tags", "publish_tries", "digest", "size", "reason", "message"}
+    {"attempts", "started", "cancel_requested", "publish_tries", "misses", "no_room", "digest", "size", "reason", "message", *_FLAGS}
 )
 
 
@@ -45,9 +47,9 @@ def decode(build: str, fields: Mapping[str, str]) -> Build:
                 known[name] = State(text)
             elif name == "reason":
                 known[name] = Reason(text)
-            elif name == "moving_tags":
+            elif name in _FLAGS:
                 known[name] = text == "1"
-            elif name in ("digest", "message", "superseded_by"):
+            elif name in _TEXTS:
                 known[name] = text
         return Build.model_construct(**known)
     except (ValidationError, ValueError) as error:
@@ -55,7 +57,7 @@ def decode(build: str, fields: Mapping[str, str]) -> Build:
 
 
 def encode(changes: Mapping[str, Any]) -> list[str]:
-    """Changed fields as `field, value, …`; an empty value deletes."""
+    """Changed fields as `field, value, …`; an empty value deletes, as one does that says what an absent field says."""
     flat: list[str] = []
     for name, value in changes.items():
         if name not in _WRITABLE:
@@ -65,7 +67,7 @@ def encode(changes: Mapping[str, Any]) -> list[str]:
 
 
 def _text(name: str, value: Any) -> str:
-    if value is None or value is False:
+    if value is None or value is False or (value == 0 and name in _NUMBERS):
         return ""
     if value is True:
         return "1"

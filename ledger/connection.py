@@ -66,13 +66,10 @@ def translated() -> Iterator[None]:
         raise LedgerError(f"Redis refused a command of crabpot's: {error}") from error
 
 
-COMMON: dict[str, Any] = {
-    "socket_timeout": ANSWER_TIMEOUT,
-    "socket_connect_timeout": 5.0,
-    "socket_keepalive": True,
-    "health_check_interval": 30,
-    "protocol": 3,
-}
+def options(url: str) -> dict[str, Any]:
+    """What every connection is opened with."""
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return {"socket_timeout": ANSWER_TIMEOUT, "socket_connect_timeout": 5.0, "health_check_interval": 30, "protocol": 3, **keepalive}
 
 
 @contextmanager
@@ -99,7 +96,7 @@ class Connection:
     def __init__(self, url: str, keys: Keys) -> None:
         self.keys = keys
         retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES)
-        kept: dict[str, Any] = {"retry": retry, **COMMON}
+        kept: dict[str, Any] = {"retry": retry, **options(url)}
         commands = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=_COMMANDS, timeout=_TURN, **kept)
         self._commands = redis.asyncio.Redis.from_pool(commands)
         self._waits = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)

@@ -11,8 +11,11 @@ from ledger.settings import Settings
 from worker.cluster import Cluster
 from worker.registry.client import RegistryClient
 from worker.registry.credentials import Anonymous, Credential, Credentials, DockerConfig
+from worker.registry.wire import Timeouts
 
 _CREDENTIALS_TTL = 5.0
+_TIMEOUTS = Timeouts(connect=5, read=15, total=20)
+"""A step holds its build for the length of a question: one that takes longer is asked again later."""
 
 
 class Current:
@@ -47,6 +50,7 @@ class Registries:
                     self.credentials(settings, access),
                     insecure=frozenset({registry} if access.insecure else ()),
                     certificates={registry: str(access.certificate)} if access.certificate else {},
+                    timeouts=_TIMEOUTS,
                 )
             except SettingsInvalid as error:
                 raise RegistryDenied(f"the registry's certificate cannot be used: {error}") from error

@@ -19,34 +19,47 @@ local function limit_of(field)
     or (field == '' and 20) or (string.sub(field, 1, 4) == 'key|' and 1) or false)
 end
 
+-- A project's virtual time is the time that it has held slots, divided by its weight: the project with the least goes next. One that
+-- had nothing to admit in a class comes back at the clock, the virtual time of the last admission, so that it can neither save up turns
+-- nor owe any.
+local function virtual_time(project, class)
+  local own = tonumber(redis.call('HGET', root .. 'clock', project) or '0')
+  if redis.call('ZSCORE', root .. 'turns:' .. class, project) then return own end
+  local clock = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
+  if clock <= own then return own end
+  redis.call('HSET', root .. 'clock', project, clock)
+  return clock
+end
+
 -- Whether a project takes part in a class's next admissions: it has a build there to admit, is below its limit and not paused.
--- One that comes back starts at the clock, so that it can neither save up turns nor owe any.
-local function refresh_turn(project, class)
-  local turns = root .. 'turns:' .. class
+local function has_turn(project, class)
   local limit = limit_of(project)
-  if redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and redis.call('HEXISTS', root .. 'paused', project) == 0
-    and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit) then
-    if not redis.call('ZSCORE', turns, project) then
-      local clock = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
-      local own = tonumber(redis.call('HGET', root .. 'clock', project) or '0')
-      redis.call('ZADD', turns, math.max(clock, own), project)
-    end
+  return redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and redis.call('HEXISTS', root .. 'paused', project) == 0
+    and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit)
+end
+
+local function refresh_turn(project, class)
+  if has_turn(project, class) then
+    redis.call('ZADD', root .. 'turns:' .. class, virtual_time(project, class), project)
   else
-    redis.call('ZREM', turns, project)
+    redis.call('ZREM', root .. 'turns:' .. class, project)
   end
 end
 
 local function refresh_project(project)
-  for _, class in ipairs(redis.call('SMEMBERS', root .. 'classes:' .. project)) do refresh_turn(project, class) end
+  for _, class in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do refresh_turn(project, class) end
+end
+
+local function has_room(project, key)
+  return key == '' or redis.call('ZCARD', root .. 'slots|key|' .. project .. '|' .. key) < limit_of('key|' .. project)
 end
 
 -- A lane holds what waits of one project, class and concurrency key. It is open while it has a build and its key has room: so builds
 -- behind a full key are not among those that an admission looks at, however many they are.
 local function refresh_lane(project, class, key)
-  local name = project .. '|' .. class .. '|' .. key
   local open = root .. 'open:' .. project .. '|' .. class
-  local head = redis.call('ZRANGE', root .. 'lane:' .. name, 0, 0, 'WITHSCORES')
-  if head[1] and (key == '' or redis.call('ZCARD', root .. 'slots|key|' .. project .. '|' .. key) < limit_of('key|' .. project)) then
+  local head = redis.call('ZRANGE', root .. 'lane:' .. project .. '|' .. class .. '|' .. key, 0, 0, 'WITHSCORES')
+  if head[1] and has_room(project, key) then
     redis.call('ZADD', open, head[2], key)
   else
     redis.call('ZREM', open, key)
@@ -56,7 +69,16 @@ end
 
 -- The lanes of one key, in every class: its slots or its limit have changed.
 local function refresh_key(project, key)
-  for _, class in ipairs(redis.call('SMEMBERS', root .. 'classes:' .. project)) do refresh_lane(project, class, key) end
+  for _, class in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do refresh_lane(project, class, key) end
+end
+
+-- How many lanes a project has in a class, and how many projects a class has: what nobody waits for is not looked at.
+local function count_lane(project, class, by)
+  local lanes = redis.call('HINCRBY', root .. 'classes:' .. project, class, by)
+  if lanes <= 0 then redis.call('HDEL', root .. 'classes:' .. project, class) end
+  if (by == 1 and lanes == 1) or (by == -1 and lanes == 0) then
+    if redis.call('HINCRBY', root .. 'classes', class, by) <= 0 then redis.call('HDEL', root .. 'classes', class) end
+  end
 end
 
 -- The least score goes first: when it was taken in (ms), where a point of priority is worth a minute of waiting. So whoever waits long
@@ -64,29 +86,28 @@ end
 local function enqueue(id, project, class, key, score)
   redis.call('ZADD', root .. 'q:' .. project, score, id)
   local lane = root .. 'lane:' .. project .. '|' .. class .. '|' .. key
-  redis.call('ZADD', lane, score, id)
-  if redis.call('ZRANK', lane, id) > 0 then return end  -- another goes first, so the lane is as it was
-  redis.call('SADD', root .. 'classes', class)
-  redis.call('SADD', root .. 'classes:' .. project, class)
+  if redis.call('ZADD', lane, score, id) == 1 and redis.call('ZCARD', lane) == 1 then
+    count_lane(project, class, 1)
+  elseif redis.call('ZRANGE', lane, 0, 0)[1] ~= id then
+    return  -- another goes first, so the lane is as it was
+  end
   refresh_lane(project, class, key)
 end
 
 local function dequeue(id, project, class, key)
   redis.call('ZREM', root .. 'delayed', id)
-  if redis.call('ZREM', root .. 'q:' .. project, id) == 1 then
-    redis.call('ZREM', root .. 'lane:' .. project .. '|' .. class .. '|' .. key, id)
+  redis.call('ZREM', root .. 'q:' .. project, id)
+  local lane = root .. 'lane:' .. project .. '|' .. class .. '|' .. key
+  if redis.call('ZREM', lane, id) == 1 then
     refresh_lane(project, class, key)
+    if redis.call('EXISTS', lane) == 0 then count_lane(project, class, -1) end
   end
 end
 
--- Every scope in which a build holds slots: {its set, its limit}.
+-- The sets in which a build holds slots, and the fields of their limits.
 local function scopes(project, class, key)
-  local found = {
-    {root .. 'slots:', limit_of('')},
-    {root .. 'slots:' .. project, limit_of(project)},
-    {root .. 'slots|class|' .. class, limit_of('class|' .. class)},
-  }
-  if key ~= '' then found[4] = {root .. 'slots|key|' .. project .. '|' .. key, limit_of('key|' .. project)} end
+  local found = {{'slots:', ''}, {'slots:' .. project, project}, {'slots|class|' .. class, 'class|' .. class}}
+  if key ~= '' then found[4] = {'slots|key|' .. project .. '|' .. key, 'key|' .. project} end
   return found
 end
 

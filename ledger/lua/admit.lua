@@ -9,58 +9,93 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', root .. 'delayed', '-inf', now, 
   local project, class, key, score = unpack(redis.call('HMGET', root .. 'b:' .. id, 'project', 'class', 'lane', 'score'))
   if project then
     redis.call('HDEL', root .. 'b:' .. id, 'not_before')
-    enqueue(id, project, class, key, score)
+    enqueue(id, project, class, key or '', score)
   end
 end
 if redis.call('HEXISTS', root .. 'paused', '') == 1 then return {'paused'} end
-if redis.call('ZCARD', root .. 'slots:') >= limit_of('') then return {'full'} end
+local room = limit_of('') - redis.call('ZCARD', root .. 'slots:')
+if room <= 0 then return {'full'} end
 
--- The class with room in which the project with the least virtual time waits.
-local project, class, clock
+local rooms = {}  -- capacity class -> how many more slots it has
 local full = false
-for _, name in ipairs(redis.call('SMEMBERS', root .. 'classes')) do
-  local turn = redis.call('ZRANGE', root .. 'turns:' .. name, 0, 0, 'WITHSCORES')
-  if turn[1] and redis.call('HEXISTS', root .. 'paused', 'class|' .. name) == 0 then
-    local limit = limit_of('class|' .. name)
-    if limit and redis.call('ZCARD', root .. 'slots|class|' .. name) >= limit then
-      full = true
-    elseif not clock or tonumber(turn[2]) < clock or (tonumber(turn[2]) == clock and turn[1] < project) then
-      project, class, clock = turn[1], name, tonumber(turn[2])
-    end
+for _, class in ipairs(redis.call('HKEYS', root .. 'classes')) do
+  if redis.call('HEXISTS', root .. 'paused', 'class|' .. class) == 0 then
+    local limit = limit_of('class|' .. class)
+    rooms[class] = limit and limit - redis.call('ZCARD', root .. 'slots|class|' .. class) or room
+    if rooms[class] <= 0 then full, rooms[class] = true, nil end
   end
 end
-if not project then return {full and 'full' or 'idle'} end
 
-local key = redis.call('ZRANGE', root .. 'open:' .. project .. '|' .. class, 0, 0)[1]
-local id = key and redis.call('ZRANGE', root .. 'lane:' .. project .. '|' .. class .. '|' .. key, 0, 0)[1]
-local state, attempt, platforms = unpack(redis.call('HMGET', root .. 'b:' .. (id or ''), 'state', 'attempt', 'platforms'))
-if state ~= 'queued' then  -- cannot be; but if it were, it must not stop everybody
-  if id then dequeue(id, project, class, key) else refresh_turn(project, class) end
-  return {'again'}
+-- The project with the least virtual time, at a rank, over the classes with room; of its classes the one whose best build goes first.
+local function choose(rank)
+  local best
+  for class in pairs(rooms) do
+    local turn = redis.call('ZRANGE', root .. 'turns:' .. class, rank, rank, 'WITHSCORES')
+    if turn[1] then
+      local found = {project = turn[1], class = class, clock = tonumber(turn[2])}
+      if not best or found.clock < best.clock or (found.clock == best.clock and found.project <= best.project) then
+        local head = redis.call('ZRANGE', root .. 'open:' .. found.project .. '|' .. class, 0, 0, 'WITHSCORES')
+        found.key, found.score = head[1], tonumber(head[2])
+        if not best or found.project ~= best.project or not best.score or (found.score and found.score < best.score) then best = found end
+      end
+    end
+  end
+  return best
 end
--- All platforms or none.
-local taken = members(id, attempt + 1, platforms)
-for _, scope in ipairs(scopes(project, class, key)) do
-  local limit = scope[2]
-  if limit and redis.call('ZCARD', scope[1]) + #taken > limit then return {'full'} end
+
+local function admit(found)
+  local project, class, key = found.project, found.class, found.key
+  local lane = project .. '|' .. class .. '|' .. (key or '')
+  local id = key and redis.call('ZRANGE', root .. 'lane:' .. lane, 0, 0)[1]
+  if not id then  -- an index that is wrong must not stop everybody
+    redis.call('ZREM', root .. 'open:' .. project .. '|' .. class, key or '')
+    refresh_turn(project, class)
+    return {'again'}
+  end
+  local record = root .. 'b:' .. id
+  local state, attempt, platforms = unpack(redis.call('HMGET', record, 'state', 'attempt', 'platforms'))
+  if state ~= 'queued' then
+    dequeue(id, project, class, key)
+    return {'again'}
+  end
+  attempt = (attempt or 0) + 1
+  local taken = members(id, attempt, platforms)
+  local wanted = scopes(project, class, key)
+  if #taken > 1 then  -- all platforms or none; for one there is room, or the project would have no turn and the lane not be open
+    if #taken > room or #taken > rooms[class] then return nil end
+    for at = 2, #wanted do
+      local limit = limit_of(wanted[at][2])
+      if limit and redis.call('ZCARD', root .. wanted[at][1]) + #taken > limit then return nil end
+    end
+  end
+  local slots = {}
+  for at, member in ipairs(taken) do slots[2 * at - 1], slots[2 * at] = now, member end
+  for _, scope in ipairs(wanted) do redis.call('ZADD', root .. scope[1], unpack(slots)) end
+  if key ~= '' then redis.call('SADD', root .. 'keys:' .. project, key) end
+  -- Charged now with what the project's builds usually take, and put right when the slots come back.
+  local charged = tonumber(redis.call('HGET', root .. 'cost', project) or '60000')
+  redis.call('HSET', record, 'state', 'starting', 'attempt', attempt, 'updated', now, 'admitted', now, 'charged', charged, 'due', now + ARGV[2])
+  -- Why the attempt before it ended is kept with that attempt; a reason on a build that holds slots means that this one is given up.
+  redis.call('HDEL', record, 'reason', 'message', 'started')
+  redis.call('HINCRBY', record, 'version', 1)
+  redis.call('ZADD', root .. 'due', now + ARGV[2], id)
+  index('ZREM', id, project, 'queued')
+  index('ZADD', id, project, 'starting')
+  local weight = tonumber(redis.call('HGET', root .. 'weights', project) or '1')
+  local before = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
+  redis.call('HSET', root .. 'clock', '', math.max(before, found.clock), project, found.clock + #taken * charged / weight)
+  dequeue(id, project, class, key)
+  if key ~= '' then refresh_key(project, key) end
+  refresh_project(project)
+  redis.call('PUBLISH', record, 'starting')
+  return {'admitted', id, redis.call('HGETALL', record)}
 end
-for _, scope in ipairs(scopes(project, class, key)) do
-  for _, member in ipairs(taken) do redis.call('ZADD', scope[1], now, member) end
+
+for rank = 0, 9 do
+  local found = choose(rank)
+  if not found then break end
+  local answer = admit(found)
+  if answer then return answer end
+  full = true
 end
-if key ~= '' then redis.call('SADD', root .. 'keys:' .. project, key) end
-redis.call('HSET', root .. 'b:' .. id, 'state', 'starting', 'attempt', attempt + 1, 'updated', now, 'due', now + ARGV[2])
--- Why the attempt before it ended is kept with that attempt; a reason on a build that holds slots means that this one is given up.
-redis.call('HDEL', root .. 'b:' .. id, 'reason', 'message')
-redis.call('HINCRBY', root .. 'b:' .. id, 'version', 1)
-redis.call('ZADD', root .. 'due', now + ARGV[2], id)
-index('ZREM', id, project, 'queued')
-index('ZADD', id, project, 'starting')
-local weight = tonumber(redis.call('HGET', root .. 'weights', project) or '1')
-local before = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
-redis.call('HSET', root .. 'clock', '', math.max(before, clock), project, clock + #taken / weight)
-for _, name in ipairs(redis.call('SMEMBERS', root .. 'classes:' .. project)) do redis.call('ZREM', root .. 'turns:' .. name, project) end
-dequeue(id, project, class, key)
-if key ~= '' then refresh_key(project, key) end
-refresh_project(project)
-redis.call('PUBLISH', root .. 'b:' .. id, 'starting')
-return {'admitted', id, redis.call('HGETALL', root .. 'b:' .. id)}
+return {full and 'full' or 'idle'}

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Store the projects file: policies and limits take effect at the next submit and admission. Projects that are no longer in it go;
 -- their builds stay. ARGV: root, global limit, number of classes, per class: name, limit; then per project: name, stored JSON, version,
 --       limit or '', limit of each concurrency key, weight

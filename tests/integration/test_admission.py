@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from ledger.build import Reason, State
+from ledger.build import Again, Reason, State
 from ledger.errors import NotFound, QueueFull, RequestInvalid
 from ledger.limits import Scope
 from ledger.projects import parse_projects
@@ -230,6 +230,6 @@ async def test_a_project_may_keep_every_push(ledger):
 async def test_a_superseded_retry_is_not_promoted(queue):
     first = await pushed(queue, 1)
     assert await admit(queue, 1) == [first]
-    await queue.transition(await queue.read(first), State.QUEUED, due=MINUTE, delay=timedelta(0))
+    await queue.transition(await queue.read(first), State.QUEUED, due=MINUTE, again=Again(timedelta(0)))
     second = await pushed(queue, 2)
     assert await admit(queue, 9) == [second]
