@@ -68,8 +68,10 @@ class Ledger:
 
     async def identity(self) -> str:
         """Which ledger this is: made once, and another after Redis has lost its data."""
-        await self._connection.command("SET", self._keys.identity, secrets.token_hex(6), "NX")
         stored = await self._connection.command("GET", self._keys.identity)
+        if stored is None:
+            await self._connection.command("SET", self._keys.identity, secrets.token_hex(6), "NX")
+            stored = await self._connection.command("GET", self._keys.identity)
         return str(stored.decode())
 
     async def read(self, build: str) -> Build:
@@ -187,7 +189,7 @@ class Ledger:
 
     async def note_mended(self, what: str, subject: str) -> None:
         """A step has put something right; the leader's next event of such tells of it."""
-        await self._connection.command("RPUSH", self._keys.mended, f"{what} {subject}")
+        await self._connection.run("note", "mended", what, subject)
 
     async def mended(self) -> list[tuple[str, str]]:
         """What was put right and not told yet: (what, subject)."""
@@ -201,7 +203,7 @@ class Ledger:
         most = int(memory["maxmemory"])
         if not most or int(memory["used_memory"]) < most * _FULL:
             return False
-        await self._connection.command("SET", self._keys.full, "1", "EX", 30)
+        await self._connection.run("note", "full", 30)
         return True
 
     async def count(self) -> dict[State, int]:

@@ -57,8 +57,7 @@ class Tags:
         """Its tags were looked at, or there is nothing more to look at."""
         await self._connection.command("ZREM", self._connection.keys.unsettled, build)
 
-    async def look_later(self, build: str, at: datetime) -> None:
-        await self._connection.command("ZADD", self._connection.keys.unsettled, "XX", milliseconds(at), build)
-
-    async def is_unsettled(self, build: str) -> bool:
-        return await self._connection.command("ZSCORE", self._connection.keys.unsettled, build) is not None
+    async def is_unsettled(self, build: str, now: datetime) -> bool:
+        """Whether it is time to look at its tags once more."""
+        at = await self._connection.command("ZSCORE", self._connection.keys.unsettled, build)
+        return at is not None and float(at) <= milliseconds(now)

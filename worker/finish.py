@@ -36,12 +36,11 @@ _DEFINITE_MISSES = 3
 async def finish(place: Place, build: str) -> None:
     """Settle one build in `publishing`, or look once more at the tags of one that has ended; otherwise there is nothing to do."""
     try:
-        record = await place.ledger.read(build)
+        record, now = await place.ledger.read(build), await place.ledger.now()
         if record.state is State.PUBLISHING:
-            now = await place.ledger.now()
             if not (record.claimed and record.due and record.due > now):
                 await _Finish(place, await _claim(place, record)).settle()
-        elif await place.ledger.tags.is_unsettled(build):
+        elif await place.ledger.tags.is_unsettled(build, now):
             await _look_once_more(place, record)
     except (VersionConflict, TooLate, NotFound):
         log.info("settled_elsewhere", build=build)

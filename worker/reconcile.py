@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from time import monotonic
 
 import structlog
 
@@ -30,7 +31,8 @@ log = structlog.get_logger()
 _LOOK_AGAIN = timedelta(seconds=15)
 _SOON = timedelta(seconds=3)
 _OVERDUE = timedelta(minutes=5)
-_UNSETTLED = timedelta(minutes=1)
+_UNSETTLED = 60.0
+"""Seconds between two nudges for tags that are to be looked at once more."""
 
 
 class Reconciler:
@@ -40,6 +42,7 @@ class Reconciler:
         self._place, self._fence, self._nudges, self._observer = place, fence, nudges, observer
         self._absent: set[str] = set()
         self._looking: set[str] = set()
+        self._unsettled: dict[str, float] = {}
 
     async def look_at_due(self, group: asyncio.TaskGroup) -> int:
         """Begin to look at what is due; one that the cluster keeps waiting holds up no other. How many are due."""
@@ -198,10 +201,12 @@ class Reconciler:
 
     async def look_at_tags(self) -> None:
         """Builds whose tags a stopped step may have moved late: a worker looks at them once more."""
-        now = await self._place.ledger.now()
-        for build in await self._place.ledger.tags.unsettled(now):
-            await self._place.ledger.tags.look_later(build, now + _UNSETTLED)
-            self._nudges.finish(build)
+        unsettled = await self._place.ledger.tags.unsettled(await self._place.ledger.now())
+        self._unsettled = {build: since for build, since in self._unsettled.items() if build in unsettled}
+        for build in unsettled:
+            if monotonic() > self._unsettled.get(build, 0.0) + _UNSETTLED:
+                self._unsettled[build] = monotonic()
+                self._nudges.finish(build)
 
     async def tell_of_mended(self) -> None:
         """One event for all that was put right since the last."""

@@ -72,7 +72,7 @@ end
 local function check_record(id)
   local record = read(id)
   if not record then return end
-  local now, project, state = now_ms(), record.project, record.state
+  local now, project, state, before = now_ms(), record.project, record.state, #faults
   for _, other in ipairs(STATES) do
     expect('i:' .. project .. ':' .. other, id, other == state and 0 or nil)
     expect('i::' .. other, id, other == state and 0 or nil)
@@ -88,6 +88,7 @@ local function check_record(id)
   for _, scope in ipairs(scopes(project, record.class, record.lane)) do
     for _, member in ipairs(members(id, record.attempt, record.platforms)) do expect(scope[1], member, HOLDS[state] and now or nil) end
   end
+  if #faults > before then seen = {} end  -- what was judged before may be otherwise now
   check_lane(project, record.class, record.lane)
 end
 

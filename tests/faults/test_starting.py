@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 
@@ -11,10 +12,11 @@ import pytest
 from ledger.build import Reason, State
 from ledger.errors import ClusterUnavailable, LaunchRefused, NoRoom
 from producer.cancel import cancel_build
-from tests.faults.test_promises import started, submit, succeed
+from tests.faults.test_promises import COMMIT, started, submit, succeed
 from worker.admission import dispatch
 from worker.cluster import PodName
-from worker.launch import restart, start
+from worker.launch import give_up, restart, start
+from worker.outcome import Outcome
 
 HOUR = timedelta(hours=1)
 REFUSALS = [NoRoom("exceeded quota"), LaunchRefused("denied by webhook")]
@@ -140,8 +142,6 @@ async def test_a_node_that_says_nothing_is_waited_for_so_long_and_no_longer(site
 
     async def silent(name, uid, **changes):
         """The node does not end the container."""
-        from dataclasses import replace
-
         await site.cluster._put(replace(site.cluster.live[name], **changes))
 
     monkeypatch.setattr(site.cluster, "_alter", silent)
@@ -160,10 +160,6 @@ async def test_a_node_that_says_nothing_is_waited_for_so_long_and_no_longer(site
 
 async def test_no_room_backs_off_and_lets_others_go_first(site, registry):
     """Eight builds that no node can take do not hold the slots for which others wait."""
-    from tests.faults.test_promises import COMMIT
-    from worker.launch import give_up
-    from worker.outcome import Outcome
-
     impossible = await admitted(site, registry)
     possible = await submit(site, registry, commit=COMMIT[::-1])
     for number in (1, 2):
