@@ -66,8 +66,11 @@ class Keys:
         return f"{self.root}paused"
 
     @property
-    def weights(self) -> str:
-        return f"{self.root}weights"
+    def shares(self) -> str:
+        """Hash: '' -> the virtual time of the last admission (ms); a project -> its own; `cost|` and a project -> how long its builds hold
+        a slot (ms); `weight|` and a project -> its weight.
+        """
+        return f"{self.root}shares"
 
     def turns(self, capacity_class: str) -> str:
         """Sorted set: projects that have builds of the class to admit and are below their limit -> virtual time (ms that they held slots,

@@ -19,35 +19,44 @@ local function limit_of(field)
     or (field == '' and 20) or (string.sub(field, 1, 4) == 'key|' and 1) or false)
 end
 
+-- Whether a project may take part in admissions: it is below its limit and not paused. (It also needs a build that may be admitted.)
+local function may_go(project)
+  if redis.call('HEXISTS', root .. 'paused', project) == 1 then return false end
+  local limit = limit_of(project)
+  return not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit
+end
+
+local function has_turn(project, class)
+  return redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and may_go(project)
+end
+
 -- A project's virtual time is the time that it has held slots, divided by its weight: the project with the least goes next. One that
 -- had nothing to admit in a class comes back at the clock, the virtual time of the last admission, so that it can neither save up turns
 -- nor owe any.
-local function virtual_time(project, class)
-  local own = tonumber(redis.call('HGET', root .. 'clock', project) or '0')
-  if redis.call('ZSCORE', root .. 'turns:' .. class, project) then return own end
-  local clock = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
-  if clock <= own then return own end
-  redis.call('HSET', root .. 'clock', project, clock)
-  return clock
-end
-
--- Whether a project takes part in a class's next admissions: it has a build there to admit, is below its limit and not paused.
-local function has_turn(project, class)
-  local limit = limit_of(project)
-  return redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and redis.call('HEXISTS', root .. 'paused', project) == 0
-    and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit)
+local function take_turn(project, class)
+  local turns = root .. 'turns:' .. class
+  local own, clock = unpack(redis.call('HMGET', root .. 'shares', project, ''))
+  own, clock = tonumber(own or '0'), tonumber(clock or '0')
+  if clock > own and not redis.call('ZSCORE', turns, project) then
+    redis.call('HSET', root .. 'shares', project, clock)
+    own = clock
+  end
+  redis.call('ZADD', turns, own, project)
 end
 
 local function refresh_turn(project, class)
-  if has_turn(project, class) then
-    redis.call('ZADD', root .. 'turns:' .. class, virtual_time(project, class), project)
-  else
-    redis.call('ZREM', root .. 'turns:' .. class, project)
-  end
+  if has_turn(project, class) then take_turn(project, class) else redis.call('ZREM', root .. 'turns:' .. class, project) end
 end
 
 local function refresh_project(project)
-  for _, class in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do refresh_turn(project, class) end
+  local going = may_go(project)
+  for _, class in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do
+    if going and redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 then
+      take_turn(project, class)
+    else
+      redis.call('ZREM', root .. 'turns:' .. class, project)
+    end
+  end
 end
 
 local function has_room(project, key)

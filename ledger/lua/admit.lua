@@ -12,15 +12,20 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', root .. 'delayed', '-inf', now, 
     enqueue(id, project, class, key or '', score)
   end
 end
-if redis.call('HEXISTS', root .. 'paused', '') == 1 then return {'paused'} end
-local room = limit_of('') - redis.call('ZCARD', root .. 'slots:')
-if room <= 0 then return {'full'} end
 
-local rooms = {}  -- capacity class -> how many more slots it has
-local full = false
-for _, class in ipairs(redis.call('HKEYS', root .. 'classes')) do
-  if redis.call('HEXISTS', root .. 'paused', 'class|' .. class) == 0 then
-    local limit = limit_of('class|' .. class)
+-- How many more slots there are in all, and in each capacity class for which builds wait.
+local classes = redis.call('HKEYS', root .. 'classes')
+local fields = {''}
+for at, class in ipairs(classes) do fields[at + 1] = 'class|' .. class end
+local paused = redis.call('HMGET', root .. 'paused', unpack(fields))
+if paused[1] then return {'paused'} end
+local by_hand, filed = redis.call('HMGET', root .. 'limits:set', unpack(fields)), redis.call('HMGET', root .. 'limits', unpack(fields))
+local room = tonumber(by_hand[1] or filed[1] or '20') - redis.call('ZCARD', root .. 'slots:')
+if room <= 0 then return {'full'} end
+local rooms, full = {}, false
+for at, class in ipairs(classes) do
+  if not paused[at + 1] then
+    local limit = tonumber(by_hand[at + 1] or filed[at + 1] or nil)
     rooms[class] = limit and limit - redis.call('ZCARD', root .. 'slots|class|' .. class) or room
     if rooms[class] <= 0 then full, rooms[class] = true, nil end
   end
@@ -43,50 +48,64 @@ local function choose(rank)
   return best
 end
 
+-- All platforms or none. For one there is room: else the project would have no turn, or the lane not be open.
+local function fits(found, wanted, number)
+  if number == 1 then return true end
+  if number > room or number > rooms[found.class] then return false end
+  for at = 2, #wanted do
+    local limit = limit_of(wanted[at][2])
+    if limit and redis.call('ZCARD', root .. wanted[at][1]) + number > limit then return false end
+  end
+  return true
+end
+
 local function admit(found)
   local project, class, key = found.project, found.class, found.key
-  local lane = project .. '|' .. class .. '|' .. (key or '')
-  local id = key and redis.call('ZRANGE', root .. 'lane:' .. lane, 0, 0)[1]
+  local open = root .. 'open:' .. project .. '|' .. class
+  local lane = root .. 'lane:' .. project .. '|' .. class .. '|' .. (key or '')
+  local first = key and redis.call('ZRANGE', lane, 0, 1, 'WITHSCORES') or {}
+  local id, following = first[1], first[4]
   if not id then  -- an index that is wrong must not stop everybody
-    redis.call('ZREM', root .. 'open:' .. project .. '|' .. class, key or '')
+    redis.call('ZREM', open, key or '')
     refresh_turn(project, class)
     return {'again'}
   end
   local record = root .. 'b:' .. id
-  local state, attempt, platforms = unpack(redis.call('HMGET', record, 'state', 'attempt', 'platforms'))
+  local state, version, attempt, platforms = unpack(redis.call('HMGET', record, 'state', 'version', 'attempt', 'platforms'))
   if state ~= 'queued' then
     dequeue(id, project, class, key)
     return {'again'}
   end
   attempt = (attempt or 0) + 1
-  local taken = members(id, attempt, platforms)
-  local wanted = scopes(project, class, key)
-  if #taken > 1 then  -- all platforms or none; for one there is room, or the project would have no turn and the lane not be open
-    if #taken > room or #taken > rooms[class] then return nil end
-    for at = 2, #wanted do
-      local limit = limit_of(wanted[at][2])
-      if limit and redis.call('ZCARD', root .. wanted[at][1]) + #taken > limit then return nil end
-    end
-  end
+  local taken, wanted = members(id, attempt, platforms), scopes(project, class, key)
+  if not fits(found, wanted, #taken) then return nil end
   local slots = {}
   for at, member in ipairs(taken) do slots[2 * at - 1], slots[2 * at] = now, member end
   for _, scope in ipairs(wanted) do redis.call('ZADD', root .. scope[1], unpack(slots)) end
-  if key ~= '' then redis.call('SADD', root .. 'keys:' .. project, key) end
   -- Charged now with what the project's builds usually take, and put right when the slots come back.
-  local charged = tonumber(redis.call('HGET', root .. 'cost', project) or '60000')
-  redis.call('HSET', record, 'state', 'starting', 'attempt', attempt, 'updated', now, 'admitted', now, 'charged', charged, 'due', now + ARGV[2])
+  local clock, cost, weight = unpack(redis.call('HMGET', root .. 'shares', '', 'cost|' .. project, 'weight|' .. project))
+  local charged = tonumber(cost or '60000')
+  redis.call('HSET', record, 'state', 'starting', 'version', version + 1, 'attempt', attempt, 'updated', now, 'admitted', now,
+    'charged', charged, 'due', now + ARGV[2])
   -- Why the attempt before it ended is kept with that attempt; a reason on a build that holds slots means that this one is given up.
-  redis.call('HDEL', record, 'reason', 'message', 'started')
-  redis.call('HINCRBY', record, 'version', 1)
+  if attempt > 1 then redis.call('HDEL', record, 'reason', 'message', 'started') end
   redis.call('ZADD', root .. 'due', now + ARGV[2], id)
   index('ZREM', id, project, 'queued')
   index('ZADD', id, project, 'starting')
-  local weight = tonumber(redis.call('HGET', root .. 'weights', project) or '1')
-  local before = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
-  redis.call('HSET', root .. 'clock', '', math.max(before, found.clock), project, found.clock + #taken * charged / weight)
-  dequeue(id, project, class, key)
-  if key ~= '' then refresh_key(project, key) end
+  redis.call('HSET', root .. 'shares', '', math.max(tonumber(clock or '0'), found.clock),
+    project, found.clock + #taken * charged / tonumber(weight or '1'))
+  redis.call('ZREM', root .. 'q:' .. project, id)
+  redis.call('ZREM', lane, id)
+  if key ~= '' then
+    redis.call('SADD', root .. 'keys:' .. project, key)
+    refresh_key(project, key)
+  elseif following then
+    redis.call('ZADD', open, following, key)
+  else
+    redis.call('ZREM', open, key)
+  end
   refresh_project(project)
+  if not following then count_lane(project, class, -1) end
   redis.call('PUBLISH', record, 'starting')
   return {'admitted', id, redis.call('HGETALL', record)}
 end

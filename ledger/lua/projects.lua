@@ -19,7 +19,7 @@ for at = after, #ARGV, 6 do
   redis.call('HSET', root .. 'projects:versions', name, version)
   if limit == '' then redis.call('HDEL', root .. 'limits', name) else redis.call('HSET', root .. 'limits', name, limit) end
   redis.call('HSET', root .. 'limits', 'key|' .. name, each)
-  redis.call('HSET', root .. 'weights', name, weight)
+  redis.call('HSET', root .. 'shares', 'weight|' .. name, weight)
   for _, key in ipairs(redis.call('SMEMBERS', root .. 'keys:' .. name)) do refresh_key(name, key) end
   refresh_project(name)
 end

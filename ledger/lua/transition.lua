@@ -31,9 +31,9 @@ if state ~= 'starting' and state ~= 'running' and (old == 'starting' or old == '
   local held = members(id, attempt, platforms)
   for _, scope in ipairs(scopes(project, class, lane)) do redis.call('ZREM', root .. scope[1], unpack(held)) end
   local took = math.max(0, now - admitted)
-  local weight = tonumber(redis.call('HGET', root .. 'weights', project) or '1')
-  redis.call('HINCRBYFLOAT', root .. 'clock', project, string.format('%.3f', (took - charged) * #held / weight))
-  redis.call('HSET', root .. 'cost', project, math.floor(0.8 * (redis.call('HGET', root .. 'cost', project) or took) + 0.2 * took))
+  local weight, usual = unpack(redis.call('HMGET', root .. 'shares', 'weight|' .. project, 'cost|' .. project))
+  redis.call('HINCRBYFLOAT', root .. 'shares', project, string.format('%.3f', (took - charged) * #held / (weight or 1)))
+  redis.call('HSET', root .. 'shares', 'cost|' .. project, math.floor(0.8 * (usual or took) + 0.2 * took))
   if lane ~= '' then
     if redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. lane) == 0 then redis.call('SREM', root .. 'keys:' .. project, lane) end
     refresh_key(project, lane)

@@ -12,10 +12,10 @@ for at, scope in ipairs(scopes(project, class, key or '')) do
   found[at] = {scope[2], taken, limit, redis.call('HGET', root .. 'paused', scope[2]) or '', holders}
 end
 -- Of very many projects a hundred tell enough.
-local weight = tonumber(redis.call('HGET', root .. 'weights', project) or '1')
+local weight = tonumber(redis.call('HGET', root .. 'shares', 'weight|' .. project) or '1')
 local total, others = weight, redis.call('ZRANGE', root .. 'turns:' .. class, 0, 99)
 for _, other in ipairs(others) do
-  if other ~= project then total = total + (redis.call('HGET', root .. 'weights', other) or 1) end
+  if other ~= project then total = total + (redis.call('HGET', root .. 'shares', 'weight|' .. other) or 1) end
 end
 if #others == 100 then total = total * redis.call('ZCARD', root .. 'turns:' .. class) / 100 end
 local place = redis.call('ZRANK', root .. 'q:' .. project, ARGV[2])

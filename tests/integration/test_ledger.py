@@ -262,7 +262,7 @@ async def test_finished_builds_are_forgotten_whole(redis_url, projects):
         await asyncio.sleep(0.002)
     left = set(await ledger.connection.command("KEYS", "*")) - empty
     root = ledger.connection.keys.root
-    assert left <= {f"{root}{name}".encode() for name in ("seq", "events", "clock", "cost", "logs:sizes")}
+    assert left <= {f"{root}{name}".encode() for name in ("seq", "events", "shares", "logs:sizes")}
     with pytest.raises(NotFound):
         await ledger.read(build.id)
     await ledger.close()
