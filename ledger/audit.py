@@ -46,6 +46,8 @@ class Audit:
 
     async def all(self) -> AsyncIterator[list[Fault]]:
         """The faults of one bit after another, many of them none; the caller may stop or pause between two."""
+        for group in _grouped(await self._gates()):
+            yield await self._ask("gate", *group)
         root = self._connection.keys.root
         cursor = b"0"
         while True:
@@ -55,6 +57,12 @@ class Audit:
                 yield faults
             if int(cursor) == 0:
                 return
+
+    async def _gates(self) -> set[str]:
+        """The fields of all limits and pauses."""
+        keys = self._connection.keys
+        told = await self._connection.commands(*(("HKEYS", key) for key in (keys.limits, keys.limits_set, keys.paused, keys.gates)))
+        return {field.decode().removeprefix("p|") for fields in told for field in fields}
 
     async def _judge(self, names: Sequence[str]) -> AsyncIterator[list[Fault]]:
         for group in _grouped(_behind("b:", names)):

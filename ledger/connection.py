@@ -28,9 +28,7 @@ ANSWER_TIMEOUT = 5.0
 RETRIES = 2
 """How often a call is repeated that Redis did not answer."""
 _COMMANDS = 32
-"""Connections for commands. Redis answers one at a time: more would not be faster, and a thousand tasks would open a thousand."""
-_TURN = 60.0
-"""Seconds to wait for one of them. Each is given back within the time for an answer and its repeats."""
+"""Commands under way at once. Redis answers one at a time: more would not be faster, and a thousand tasks would open a thousand connections."""
 
 Answer = Any
 """What Redis sends back: bytes, numbers, None, and lists of them."""
@@ -97,29 +95,33 @@ class Connection:
         self.keys = keys
         retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES)
         kept: dict[str, Any] = {"retry": retry, **options(url)}
-        commands = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=_COMMANDS, timeout=_TURN, **kept)
-        self._commands = redis.asyncio.Redis.from_pool(commands)
+        # Tasks take turns here: redis-py's own pool that blocks takes half as long again as a command.
+        self._turns = asyncio.Semaphore(_COMMANDS)
+        self._commands = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)
         self._waits = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)
 
     async def run(self, name: str, *arguments: str | float | bytes) -> Answer:
         digest, text = script(name)
-        with _asked():
-            try:
-                return await self._commands.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
-            except exceptions.NoScriptError:
-                return await self._commands.execute_command("EVAL", text, 0, self.keys.root, *arguments)
+        async with self._turns:
+            with _asked():
+                try:
+                    return await self._commands.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
+                except exceptions.NoScriptError:
+                    return await self._commands.execute_command("EVAL", text, 0, self.keys.root, *arguments)
 
     async def command(self, *words: str | float | bytes) -> Answer:
-        with _asked():
-            return await self._commands.execute_command(*words)
+        async with self._turns:
+            with _asked():
+                return await self._commands.execute_command(*words)
 
     async def commands(self, *commands: tuple[str | float | bytes, ...]) -> list[Answer]:
         """Several commands in one round trip."""
-        with _asked():
-            async with self._commands.pipeline(transaction=False) as pipeline:
-                for words in commands:
-                    pipeline.execute_command(*words)
-                return await pipeline.execute()
+        async with self._turns:
+            with _asked():
+                async with self._commands.pipeline(transaction=False) as pipeline:
+                    for words in commands:
+                        pipeline.execute_command(*words)
+                    return await pipeline.execute()
 
     async def read_stream(self, key: str, after: str, *, block: float, count: int = 500) -> list[tuple[str, dict[str, bytes]]]:
         """Entries of a stream after an id, waiting for the first at most `block` seconds: [(id, fields)]."""

@@ -66,6 +66,11 @@ class Keys:
         return f"{self.root}paused"
 
     @property
+    def gates(self) -> str:
+        """Hash: what admissions look at, made of the three: scope -> the limit that holds; `p|` and a scope -> since when it is paused."""
+        return f"{self.root}gates"
+
+    @property
     def shares(self) -> str:
         """Hash: '' -> the virtual time of the last admission (ms); a project -> its own; `cost|` and a project -> how long its builds hold
         a slot (ms); `weight|` and a project -> its weight.

@@ -12,18 +12,22 @@ local function index(call, id, project, state)
   redis.call(call, root .. 'i::' .. state, unpack(call == 'ZADD' and {0, id} or {id}))
 end
 
--- A limit as it holds now: what was set by hand goes before the projects file. Nil: none.
+-- `gates` is what admissions look at: each limit as it holds now, and under 'p|' what is paused. Nil: no limit, no pause.
 -- Fields: '' (all), a project, 'class|' and a capacity class, 'key|' and a project (each of its concurrency keys).
 local function limit_of(field)
-  return tonumber(redis.call('HGET', root .. 'limits:set', field) or redis.call('HGET', root .. 'limits', field)
-    or (field == '' and 20) or (string.sub(field, 1, 4) == 'key|' and 1) or false)
+  return tonumber(redis.call('HGET', root .. 'gates', field) or (field == '' and 20) or (string.sub(field, 1, 4) == 'key|' and 1) or nil)
+end
+
+-- What was set by hand goes before the projects file.
+local function set_gate(field)
+  local limit = redis.call('HGET', root .. 'limits:set', field) or redis.call('HGET', root .. 'limits', field)
+  if limit then redis.call('HSET', root .. 'gates', field, limit) else redis.call('HDEL', root .. 'gates', field) end
 end
 
 -- Whether a project may take part in admissions: it is below its limit and not paused. (It also needs a build that may be admitted.)
 local function may_go(project)
-  if redis.call('HEXISTS', root .. 'paused', project) == 1 then return false end
-  local limit = limit_of(project)
-  return not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit
+  local limit, paused = unpack(redis.call('HMGET', root .. 'gates', project, 'p|' .. project))
+  return not paused and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < tonumber(limit))
 end
 
 local function has_turn(project, class)

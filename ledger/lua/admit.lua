@@ -15,17 +15,19 @@ end
 
 -- How many more slots there are in all, and in each capacity class for which builds wait.
 local classes = redis.call('HKEYS', root .. 'classes')
-local fields = {''}
-for at, class in ipairs(classes) do fields[at + 1] = 'class|' .. class end
-local paused = redis.call('HMGET', root .. 'paused', unpack(fields))
-if paused[1] then return {'paused'} end
-local by_hand, filed = redis.call('HMGET', root .. 'limits:set', unpack(fields)), redis.call('HMGET', root .. 'limits', unpack(fields))
-local room = tonumber(by_hand[1] or filed[1] or '20') - redis.call('ZCARD', root .. 'slots:')
+local fields = {'', 'p|'}
+for _, class in ipairs(classes) do
+  fields[#fields + 1] = 'class|' .. class
+  fields[#fields + 1] = 'p|class|' .. class
+end
+local gates = redis.call('HMGET', root .. 'gates', unpack(fields))
+if gates[2] then return {'paused'} end
+local room = tonumber(gates[1] or '20') - redis.call('ZCARD', root .. 'slots:')
 if room <= 0 then return {'full'} end
 local rooms, full = {}, false
 for at, class in ipairs(classes) do
-  if not paused[at + 1] then
-    local limit = tonumber(by_hand[at + 1] or filed[at + 1] or nil)
+  local limit, paused = gates[2 * at + 1], gates[2 * at + 2]
+  if not paused then
     rooms[class] = limit and limit - redis.call('ZCARD', root .. 'slots|class|' .. class) or room
     if rooms[class] <= 0 then full, rooms[class] = true, nil end
   end
@@ -71,13 +73,15 @@ local function admit(found)
     return {'again'}
   end
   local record = root .. 'b:' .. id
-  local state, version, attempt, platforms = unpack(redis.call('HMGET', record, 'state', 'version', 'attempt', 'platforms'))
-  if state ~= 'queued' then
+  local answer = redis.call('HGETALL', record)
+  local read = {}
+  for at = 1, #answer, 2 do read[answer[at]] = answer[at + 1] end
+  if read.state ~= 'queued' then
     dequeue(id, project, class, key)
     return {'again'}
   end
-  attempt = (attempt or 0) + 1
-  local taken, wanted = members(id, attempt, platforms), scopes(project, class, key)
+  local attempt = (read.attempt or 0) + 1
+  local taken, wanted = members(id, attempt, read.platforms), scopes(project, class, key)
   if not fits(found, wanted, #taken) then return nil end
   local slots = {}
   for at, member in ipairs(taken) do slots[2 * at - 1], slots[2 * at] = now, member end
@@ -85,15 +89,16 @@ local function admit(found)
   -- Charged now with what the project's builds usually take, and put right when the slots come back.
   local clock, cost, weight = unpack(redis.call('HMGET', root .. 'shares', '', 'cost|' .. project, 'weight|' .. project))
   local charged = tonumber(cost or '60000')
-  redis.call('HSET', record, 'state', 'starting', 'version', version + 1, 'attempt', attempt, 'updated', now, 'admitted', now,
-    'charged', charged, 'due', now + ARGV[2])
+  local own = found.clock + #taken * charged / tonumber(weight or '1')
+  redis.call('HSET', root .. 'shares', '', math.max(tonumber(clock or '0'), found.clock), project, own)
+  local changes = {'state', 'starting', 'version', read.version + 1, 'attempt', attempt, 'updated', now, 'admitted', now,
+    'charged', charged, 'due', now + ARGV[2]}
+  redis.call('HSET', record, unpack(changes))
   -- Why the attempt before it ended is kept with that attempt; a reason on a build that holds slots means that this one is given up.
   if attempt > 1 then redis.call('HDEL', record, 'reason', 'message', 'started') end
   redis.call('ZADD', root .. 'due', now + ARGV[2], id)
   index('ZREM', id, project, 'queued')
   index('ZADD', id, project, 'starting')
-  redis.call('HSET', root .. 'shares', '', math.max(tonumber(clock or '0'), found.clock),
-    project, found.clock + #taken * charged / tonumber(weight or '1'))
   redis.call('ZREM', root .. 'q:' .. project, id)
   redis.call('ZREM', lane, id)
   if key ~= '' then
@@ -104,10 +109,24 @@ local function admit(found)
   else
     redis.call('ZREM', open, key)
   end
-  refresh_project(project)
+  local going = may_go(project)
+  for _, other in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do
+    if going and ((other == class and following and key == '') or redis.call('EXISTS', root .. 'open:' .. project .. '|' .. other) == 1) then
+      redis.call('ZADD', root .. 'turns:' .. other, own, project)
+    else
+      redis.call('ZREM', root .. 'turns:' .. other, project)
+    end
+  end
   if not following then count_lane(project, class, -1) end
   redis.call('PUBLISH', record, 'starting')
-  return {'admitted', id, redis.call('HGETALL', record)}
+  local told = {}
+  for at = 1, #answer, 2 do
+    if answer[at] ~= 'reason' and answer[at] ~= 'message' and answer[at] ~= 'started' then
+      told[#told + 1], told[#told + 2] = answer[at], answer[at + 1]
+    end
+  end
+  for _, word in ipairs(changes) do told[#told + 1] = word end  -- last, and so before what was read
+  return {'admitted', id, told}
 end
 
 for rank = 0, 9 do

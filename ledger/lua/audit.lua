@@ -3,6 +3,7 @@
 -- taken for a fault. The record is the truth. ARGV: root, '1' to mend or '', kind, item ...
 --   record: build ids          member: a key (without its prefix), then members of it
 --   lane: `project|class|key`  turn: `project|class`      key: names of idempotency keys (without the prefix)
+--   gate: fields of limits and pauses
 -- Answers: {{key, member, what is wrong} ...}
 local mend, kind = ARGV[2] == '1', ARGV[3]
 local faults, seen = {}, {}
@@ -131,6 +132,20 @@ elseif kind == 'lane' then
   for at = 4, #ARGV do check_lane(string.match(ARGV[at], '^([^|]*)|([^|]*)|(.*)$')) end
 elseif kind == 'turn' then
   for at = 4, #ARGV do check_turn(string.match(ARGV[at], '^([^|]*)|(.*)$')) end
+elseif kind == 'gate' then
+  for at = 4, #ARGV do
+    local field = ARGV[at]
+    local limit = redis.call('HGET', root .. 'limits:set', field) or redis.call('HGET', root .. 'limits', field)
+    if limit ~= redis.call('HGET', root .. 'gates', field) then
+      fault('gates', field, 'is not the limit that holds')
+      if mend then set_gate(field) end
+    end
+    local paused = redis.call('HGET', root .. 'paused', field)
+    if paused ~= redis.call('HGET', root .. 'gates', 'p|' .. field) then
+      fault('gates', 'p|' .. field, 'does not say whether it is paused')
+      if mend then redis.call(paused and 'HSET' or 'HDEL', root .. 'gates', 'p|' .. field, paused or nil) end
+    end
+  end
 elseif kind == 'key' then
   for at = 4, #ARGV do
     local id = redis.call('GET', root .. ARGV[at])

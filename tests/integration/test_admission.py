@@ -296,12 +296,12 @@ async def test_memory_that_is_short_refuses_what_is_new_and_nothing_else(own_red
     admitted = await ledger.admit(MINUTE)
     assert not await ledger.guard_memory()
     used = (await ledger.connection.command("INFO", "memory"))["used_memory"]
-    await ledger.connection.command("CONFIG", "SET", "maxmemory", int(used) + 200_000)
+    await ledger.connection.command("CONFIG", "SET", "maxmemory", int(used * 1.05))
     assert await ledger.guard_memory()
     with pytest.raises(LedgerFull, match="maxmemory") as refused:
         await submit_build_async(make_request(), ledger=ledger)
     assert refused.value.retryable
-    await ledger.connection.command("CONFIG", "SET", "maxmemory", int(used) - 100_000)  # Redis itself refuses now
+    await ledger.connection.command("CONFIG", "SET", "maxmemory", int(used * 0.9))  # Redis itself refuses now
     await ledger.store_projects(projects)
     await ledger.limits.pause(Scope.parse("all"))
     await ledger.transition(admitted, State.FAILED, due=None, reason=Reason.BUILD_FAILED)
