@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, cast
@@ -13,10 +13,8 @@ from ledger.build import Attempt, Build, BuildRequest, Reason, State, millisecon
 from ledger.errors import LedgerError
 
 _ATTEMPTS = TypeAdapter(tuple[Attempt, ...])
-_TIMES = frozenset({"created", "updated", "due", "not_before", "admitted", "started", "finished", "cancel_requested"})
 _NUMBERS = frozenset({"version", "sequence", "attempt", "publish_tries", "misses", "no_room", "size"})
 _FLAGS = frozenset({"claimed", "moving_tags", "doubtful"})
-_TEXTS = frozenset({"digest", "message", "namespace", "superseded_by"})
 _WRITABLE = frozenset(
     {"attempts", "started", "cancel_requested", "publish_tries", "misses", "no_room", "digest", "size", "reason", "message", *_FLAGS}
 )
@@ -32,29 +30,37 @@ def pairs(answer: Any) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def decode(build: str, fields: Mapping[str, str]) -> Build:
-    """The record of a build from its hash."""
+def _text_of(stored: bytes) -> str:
+    return stored.decode()
+
+
+_READ: dict[bytes, tuple[str, Callable[[Any], Any]]] = {
+    name.encode(): (name, read)
+    for names, read in (
+        (("created", "updated", "due", "not_before", "admitted", "started", "finished", "cancel_requested"), moment),
+        (_NUMBERS, int),
+        (_FLAGS, b"1".__eq__),
+        (("digest", "message", "namespace", "superseded_by"), _text_of),
+        (("request",), BuildRequest.model_validate_json),
+        (("attempts",), _ATTEMPTS.validate_json),
+        (("state",), {state.value.encode(): state for state in State}.__getitem__),
+        (("reason",), {reason.value.encode(): reason for reason in Reason}.__getitem__),
+    )
+    for name in names
+}
+"""How each field of the hash is read; those that only the scripts use are not among them."""
+
+
+def decode(build: str, answer: Any) -> Build:
+    """The record of a build from its hash, in whichever shape it came. It is read for every step and admission, so it is made to be quick."""
+    fields = answer.items() if isinstance(answer, Mapping) else zip(answer[::2], answer[1::2], strict=True)
     known: dict[str, Any] = {"id": build}
     try:
-        for name, text in fields.items():
-            if name in _TIMES:
-                known[name] = moment(text)
-            elif name in _NUMBERS:
-                known[name] = int(text)
-            elif name == "request":
-                known[name] = BuildRequest.model_validate_json(text)
-            elif name == "attempts":
-                known[name] = _ATTEMPTS.validate_json(text)
-            elif name == "state":
-                known[name] = State(text)
-            elif name == "reason":
-                known[name] = Reason(text)
-            elif name in _FLAGS:
-                known[name] = text == "1"
-            elif name in _TEXTS:
-                known[name] = text
+        for field, stored in fields:
+            if found := _READ.get(field):
+                known[found[0]] = found[1](stored)
         return _BLANK.model_copy(update=known)
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, KeyError) as error:
         raise LedgerError(f"the record of build {build} cannot be read by this version of crabpot: {error}") from error
 
 

@@ -79,7 +79,7 @@ class Ledger:
         fields = await self._connection.command("HGETALL", self._keys.build(build))
         if not fields:
             raise NotFound(f"there is no build {build}; `crabpot list` shows those that there are")
-        return decode(build, pairs(fields))
+        return decode(build, fields)
 
     async def page(
         self, *, project: str | None = None, state: State | None = None, cursor: str | None = None, limit: int = 50
@@ -91,7 +91,7 @@ class Ledger:
         builds = []
         for build, fields in found[:count]:
             try:
-                builds.append(decode(build.decode(), pairs(fields)))
+                builds.append(decode(build.decode(), fields))
             except LedgerError as error:  # one that a newer crabpot wrote hides no other
                 log.error("record_unreadable", build=build.decode(), error=str(error))
         return BuildPage(builds=tuple(builds), cursor=found[count - 1][0].decode() if len(found) > count else None)
@@ -101,7 +101,7 @@ class Ledger:
         for _ in range(_WRONG_INDEXES):
             answer = await self._connection.run("admit", _ms(look_again))
             if answer[0] != b"again":
-                return decode(answer[1].decode(), pairs(answer[2])) if answer[0] == b"admitted" else None
+                return decode(answer[1].decode(), answer[2]) if answer[0] == b"admitted" else None
         log.error("indexes_wrong", mend="crabpot doctor --ledger --mend")
         return None
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ledger.blocking import SyncConnection
 from ledger.build import Build
-from ledger.codec import decode, pairs
+from ledger.codec import decode
 from ledger.errors import LedgerError, LedgerFull, LedgerUnavailable, NotFound, QueueFull, RequestInvalid
 from ledger.keys import Keys
 from ledger.request import BuildRequest
@@ -159,7 +159,7 @@ class _Sync:
         fields = self.connection.command("HGETALL", self.connection.keys.build(build))
         if not fields:
             raise NotFound(f"the first build of this idempotency key, {build}, has been forgotten in the meantime; submit again")
-        return decode(build, pairs(fields))
+        return decode(build, fields)
 
 
 _lock = threading.Lock()
