@@ -35,7 +35,9 @@ _COMMITS = count(1)
 
 def measure() -> list[Figure]:
     with redis_with_aof() as url:
-        return asyncio.run(_measure(url))
+        figures = asyncio.run(_measure(url))
+    with redis_with_aof() as url:
+        return [*figures, asyncio.run(_memory(url)), asyncio.run(_rate(url))]
 
 
 async def _measure(url: str) -> list[Figure]:
@@ -57,8 +59,6 @@ async def _measure(url: str) -> list[Figure]:
                 _admits(free),
             )
         )
-    figures.append(await _memory(url))
-    figures.append(await _rate(url))
     return figures
 
 
