@@ -31,7 +31,8 @@ READABLE = "crabpot.dev/readable"
 WORKER_RIGHTS = (("create", "pods", ""), ("get", "pods", ""))
 WATCH_RIGHTS = (*((verb, "pods", "") for verb in ("list", "watch", "patch", "delete")), ("get", "pods", "log"), ("list", "events", ""))
 """(verb, resource, subresource) that each process's account needs in every namespace of builds."""
-_PAGE = 500
+_PAGE = 100
+"""Pods of one answer to a list: a thousand at once, parsed, would be the most memory that the process ever needs."""
 
 
 class Home(NamedTuple):
