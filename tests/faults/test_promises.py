@@ -32,10 +32,10 @@ async def submit(site, registry, *, commit: str = COMMIT, tags: tuple[str, ...] 
     return await submit_build_async(fields, ledger=site.ledger)
 
 
-def push(registry, build: Build, attempt: int = 1, tag: str | None = None) -> str:
+def push(registry, build: Build, attempt: int = 1, tag: str | None = None, repository: str = "team/demo") -> str:
     """What the executor does: an image in the registry; its digest."""
     raw = registry.push_image(
-        "team/demo", tag or build.request.commit, layers=(build.id.encode(),), labels={ATTEMPT_LABEL: f"{build.id}.{attempt}"}
+        repository, tag or build.request.commit, layers=(build.id.encode(),), labels={ATTEMPT_LABEL: f"{build.id}.{attempt}"}
     )
     return f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
