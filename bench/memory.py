@@ -51,7 +51,6 @@ def measure() -> list[Figure]:
         followed = asyncio.run(_after(url, processes, [_request(number) for number in range(1, FOLLOWED + 1)]))
         asyncio.run(_none_runs(url))
         asyncio.run(_after(url, processes, [_crowd(number) for number in range(CROWD)]))
-        asyncio.run(_logs_given_up(processes[1]))
         crowd = asyncio.run(_after(url, processes, []))
     _clear()
     return [
@@ -92,13 +91,6 @@ async def _none_runs(url: str) -> None:
         while (await ledger.count())[State.RUNNING]:
             await asyncio.sleep(0.5)
     await ledger.close()
-
-
-async def _logs_given_up(watcher: int) -> None:
-    """The crowd's nodes have no kubelet, so each try to follow a log hangs and fails; a followed pod is the other figure."""
-    async with asyncio.timeout(600):
-        while len(list(Path(f"/proc/{watcher}/fd").iterdir())) > FOLLOWED * 2:
-            await asyncio.sleep(1)
 
 
 def _growth(before: tuple[int, ...], after: tuple[int, ...], process: int) -> str:

@@ -14,7 +14,8 @@ from ledger.connection import Connection
 
 _AT_ONCE = 50
 """Items judged by one call: a few milliseconds of Redis's time."""
-_SORTED = ("i:", "due", "delayed", "finished", "q:", "lane:", "slots")
+_SORTED = ("i:", "due", "delayed", "finished", "q:", "lane:", "slots", "logs", "tags:unsettled")
+_UNSORTED = ("logs:sizes",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,17 @@ class Audit:
         """`mend`: write what is wrong anew from the records."""
         self._connection, self._mend = connection, "1" if mend else ""
 
-    async def run(self) -> AsyncIterator[list[Fault]]:
+    async def unfinished(self) -> AsyncIterator[list[Fault]]:
+        """The same for the builds that have not ended and the slots alone, whose number does not grow with history."""
+        async for builds in self._members("due"):
+            yield await self._ask("record", *builds)
+        async for slots in self._members("slots:"):
+            yield await self._ask("member", "slots:", *slots)
+
+    async def all(self) -> AsyncIterator[list[Fault]]:
         """The faults of one bit after another, many of them none; the caller may stop or pause between two."""
+        for group in _grouped(await self._gates()):
+            yield await self._ask("gate", *group)
         root = self._connection.keys.root
         cursor = b"0"
         while True:
@@ -48,11 +58,19 @@ class Audit:
             if int(cursor) == 0:
                 return
 
+    async def _gates(self) -> set[str]:
+        """The fields of all limits and pauses."""
+        keys = self._connection.keys
+        told = await self._connection.commands(*(("HKEYS", key) for key in (keys.limits, keys.limits_set, keys.paused, keys.gates)))
+        return {field.decode().removeprefix("p|") for fields in told for field in fields}
+
     async def _judge(self, names: Sequence[str]) -> AsyncIterator[list[Fault]]:
         for group in _grouped(_behind("b:", names)):
             yield await self._ask("record", *group)
+        for group in _grouped(name for name in names if name.startswith("idem:")):
+            yield await self._ask("key", *group)
         for name in names:
-            if name.startswith(_SORTED):
+            if name.startswith(_SORTED) and name not in _UNSORTED:
                 async for members in self._members(name):
                     yield await self._ask("member", name, *members)
         lanes, turns = set(_behind("lane:", names)), set[str]()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from copy import copy
 from typing import Any, Final
 
 import redis
@@ -16,7 +17,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.connection import ConnectionInterface
 from redis.retry import Retry
 
-from ledger.connection import COMMON, RETRIES, Answer, script, translated
+from ledger.connection import RETRIES, Answer, options, script, translated
 from ledger.keys import Keys
 
 _TOGETHER = 64
@@ -54,7 +55,7 @@ class SyncConnection:
     def __init__(self, url: str, keys: Keys) -> None:
         self.keys = keys
         self._retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES)
-        maker = redis.ConnectionPool.from_url(url, max_connections=2**31, retry=Retry(NoBackoff(), 0), **COMMON)
+        maker = redis.ConnectionPool.from_url(url, max_connections=2**31, retry=Retry(NoBackoff(), 0), **options(url))
         self._connection: ConnectionInterface = maker.make_connection()
         self._mutex = threading.Lock()
         self._calls: deque[_Call] = deque()
@@ -102,8 +103,11 @@ class SyncConnection:
             # A call that Redis may have done although its answer did not come is sent again: each script takes that.
             self._retry.call_with_retry(lambda: self._exchange(calls), lambda _: self.close())
         except Exception as error:
+            with self._mutex:  # whoever waits would wait for the same in vain, one after another
+                calls.extend(self._calls)
+                self._calls.clear()
             for call in calls:
-                call.error = call.error or (error if call.open else None)
+                call.error = call.error or (copy(error) if call.open else None)
         finally:
             with self._mutex:  # after an interrupt of this thread the others' calls are still open
                 self._calls.extendleft(call for call in reversed(calls[1:]) if call.open)

@@ -6,7 +6,8 @@ The request never changes; the record does, one version at a time (`ledger/store
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -142,12 +143,16 @@ class Attempt(Frozen):
 
 
 class Estimate(Frozen):
-    """When a queued build may start and end, as ranges: the project's recent builds, their middle half."""
+    """When a queued build may start and end, as ranges, from the middle half of how long the project's recent builds ran."""
 
     starts_after: datetime
     starts_before: datetime
     ends_after: datetime
     ends_before: datetime
+    runs_for: float
+    """Seconds that the project's builds run: the median."""
+    spread: tuple[float, float]
+    """The quarter that ran shortest ran for less than the first, the one that ran longest for more than the second."""
 
 
 class Build(Frozen):
@@ -170,17 +175,30 @@ class Build(Frozen):
     """When it was last written, by Redis's clock."""
     due: datetime | None = None
     """When the leader looks at it again."""
+    namespace: str | None = None
+    """Where its pods are, as the project said when it was submitted; None: where the workers' settings say."""
     not_before: datetime | None = None
     """For a queued build: when it may be admitted."""
+    admitted: datetime | None = None
+    """When the current attempt was given its slots, by Redis's clock."""
     started: datetime | None = None
     """When a container of the current attempt was first seen running."""
     finished: datetime | None = None
     cancel_requested: datetime | None = None
     superseded_by: str | None = None
     """The build of a newer push of the same image from the same branch."""
+    claimed: bool = False
+    """A step is at work on publishing it: until `due`, others leave it alone."""
     moving_tags: bool = False
     """Publishing has begun to move tags: too late for a cancel."""
+    doubtful: bool = False
+    """A step that published it was stopped midway: it may yet wake up, so the tags are looked at once more after the end."""
     publish_tries: int = 0
+    """How often in a row the registry had trouble while it was published."""
+    misses: int = 0
+    """How often the registry said for certain that it has no such digest."""
+    no_room: int = 0
+    """How often in a row no room was found for it; such tries use up no attempt."""
     digest: str | None = None
     size: int | None = None
     """Bytes of the image's compressed layers and config."""
@@ -233,9 +251,24 @@ class Build(Frozen):
         pushed = self.pushed_image
         return () if pushed is None else tuple(image for image in self.request.images if image.name == pushed.name and image != pushed)
 
+    @property
+    def moved_tags(self) -> tuple[ImageReference, ...]:
+        """Those of them that move from push to push."""
+        return tuple(image for image in self.further_tags if not self.request.is_fixed(image))
+
     def with_attempt(self, attempt: Attempt) -> tuple[Attempt, ...]:
         """The attempts with this one put in its place."""
         return (*(other for other in self.attempts if other.number != attempt.number), attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How a build goes back into the queue."""
+
+    delay: timedelta
+    """From when on it may be admitted."""
+    behind: bool = False
+    """Behind all that wait now, and not where it was."""
 
 
 def pod_name(build: str, attempt: int, platform: str) -> str:

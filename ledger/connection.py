@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -28,9 +28,7 @@ ANSWER_TIMEOUT = 5.0
 RETRIES = 2
 """How often a call is repeated that Redis did not answer."""
 _COMMANDS = 32
-"""Connections for commands. Redis answers one at a time: more would not be faster, and a thousand tasks would open a thousand."""
-_TURN = 60.0
-"""Seconds to wait for one of them. Each is given back within the time for an answer and its repeats."""
+"""Commands under way at once. Redis answers one at a time: more would not be faster, and a thousand tasks would open a thousand connections."""
 
 Answer = Any
 """What Redis sends back: bytes, numbers, None, and lists of them."""
@@ -45,52 +43,71 @@ def script(name: str) -> tuple[str, str]:
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), text
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Say redis-py's errors as ours."""
-    try:
-        yield
-    except exceptions.OutOfMemoryError as error:
-        raise LedgerFull(f"Redis has no memory left ({error}); raise maxmemory, or wait until builds have finished and expired") from error
-    except exceptions.AuthenticationError as error:
-        raise LedgerUnfit(f"Redis refuses the credentials in CRABPOT_REDIS_URL: {error}") from error
-    except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError, OSError) as error:
-        raise LedgerUnavailable(f"Redis did not answer ({error}); check CRABPOT_REDIS_URL and that Redis runs, then try again") from error
-    except exceptions.ResponseError as error:
-        if str(error).startswith("OOM") or "command not allowed when used memory" in str(error):
-            raise LedgerFull(
-                f"Redis has no memory left ({error}); raise maxmemory, or wait until builds have finished and expired"
-            ) from error
-        if str(error).startswith(("MISCONF", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS")):
-            raise LedgerUnavailable(f"Redis cannot write now: {error}") from error
-        raise LedgerError(f"Redis refused a command of crabpot's: {error}") from error
+def ours(error: Exception) -> Exception:
+    """redis-py's error said as ours; another as it is."""
+    match error:
+        case exceptions.OutOfMemoryError():
+            return _full(error)
+        case exceptions.AuthenticationError():
+            return LedgerUnfit(f"Redis refuses the credentials in CRABPOT_REDIS_URL: {error}")
+        case (
+            exceptions.ConnectionError()
+            | exceptions.TimeoutError()
+            | exceptions.BusyLoadingError()
+            | exceptions.ReadOnlyError()
+            | OSError()
+        ):
+            return LedgerUnavailable(f"Redis did not answer ({error}); check CRABPOT_REDIS_URL and that Redis runs, then try again")
+        case exceptions.ResponseError():
+            if str(error).startswith("OOM") or "command not allowed when used memory" in str(error):
+                return _full(error)
+            if str(error).startswith(("MISCONF", "LOADING", "MASTERDOWN", "READONLY", "NOREPLICAS")):
+                return LedgerUnavailable(f"Redis cannot write now: {error}")
+            return LedgerError(f"Redis refused a command of crabpot's: {error}")
+    return error
 
 
-COMMON: dict[str, Any] = {
-    "socket_timeout": ANSWER_TIMEOUT,
-    "socket_connect_timeout": 5.0,
-    "socket_keepalive": True,
-    "health_check_interval": 30,
-    "protocol": 3,
-}
+def _full(error: Exception) -> LedgerFull:
+    return LedgerFull(f"Redis has no memory left ({error}); raise maxmemory, or wait until builds have finished and expired")
 
 
-@contextmanager
-def _asked() -> Iterator[None]:
+class translated:  # noqa: N801 - used as a function
+    """Say redis-py's errors as ours. A class, since a generator would take a tenth of a command's time."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and (said := ours(error)) is not error:
+            raise said from error
+
+
+class _asked:  # noqa: N801 - used as a function
     """`translated`, for one asked by a task. redis-py may swallow a cancel, above all while it connects; it is raised here all the same,
     lest a loop that was stopped goes on for ever.
     """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
-    try:
-        with translated():
-            yield
-    except LedgerError:
-        if task and task.cancelling() > before:
+
+    __slots__ = ("_before", "_task")
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = self._task.cancelling() if self._task else 0
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if (
+            self._task
+            and self._task.cancelling() > self._before
+            and (error is None or (isinstance(error, Exception) and isinstance(ours(error), LedgerError)))
+        ):
             raise asyncio.CancelledError from None
-        raise
-    if task and task.cancelling() > before:
-        raise asyncio.CancelledError
+        if isinstance(error, Exception) and (said := ours(error)) is not error:
+            raise said from error
+
+
+def options(url: str) -> dict[str, Any]:
+    """What every connection is opened with."""
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return {"socket_timeout": ANSWER_TIMEOUT, "socket_connect_timeout": 5.0, "health_check_interval": 30, "protocol": 3, **keepalive}
 
 
 class Connection:
@@ -99,30 +116,34 @@ class Connection:
     def __init__(self, url: str, keys: Keys) -> None:
         self.keys = keys
         retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES)
-        kept: dict[str, Any] = {"retry": retry, **COMMON}
-        commands = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=_COMMANDS, timeout=_TURN, **kept)
-        self._commands = redis.asyncio.Redis.from_pool(commands)
+        kept: dict[str, Any] = {"retry": retry, **options(url)}
+        # Tasks take turns here: redis-py's own pool that blocks takes half as long again as a command.
+        self._turns = asyncio.Semaphore(_COMMANDS)
+        self._commands = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)
         self._waits = redis.asyncio.Redis.from_url(url, max_connections=2**31, **kept)
 
     async def run(self, name: str, *arguments: str | float | bytes) -> Answer:
         digest, text = script(name)
-        with _asked():
-            try:
-                return await self._commands.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
-            except exceptions.NoScriptError:
-                return await self._commands.execute_command("EVAL", text, 0, self.keys.root, *arguments)
+        async with self._turns:
+            with _asked():
+                try:
+                    return await self._commands.execute_command("EVALSHA", digest, 0, self.keys.root, *arguments)
+                except exceptions.NoScriptError:
+                    return await self._commands.execute_command("EVAL", text, 0, self.keys.root, *arguments)
 
     async def command(self, *words: str | float | bytes) -> Answer:
-        with _asked():
-            return await self._commands.execute_command(*words)
+        async with self._turns:
+            with _asked():
+                return await self._commands.execute_command(*words)
 
     async def commands(self, *commands: tuple[str | float | bytes, ...]) -> list[Answer]:
         """Several commands in one round trip."""
-        with _asked():
-            async with self._commands.pipeline(transaction=False) as pipeline:
-                for words in commands:
-                    pipeline.execute_command(*words)
-                return await pipeline.execute()
+        async with self._turns:
+            with _asked():
+                async with self._commands.pipeline(transaction=False) as pipeline:
+                    for words in commands:
+                        pipeline.execute_command(*words)
+                    return await pipeline.execute()
 
     async def read_stream(self, key: str, after: str, *, block: float, count: int = 500) -> list[tuple[str, dict[str, bytes]]]:
         """Entries of a stream after an id, waiting for the first at most `block` seconds: [(id, fields)]."""

@@ -13,10 +13,12 @@ CrabpotError
 │   ├── FenceLost           this process no longer leads; stop writing
 │   ├── TooLate             the build has ended, or its tags are being moved
 │   ├── ImageInUse          other tags or an index need the image
+│   ├── StillRuns           the build has not ended yet
 │   └── PodConflict         a pod of that name exists and is not ours
 ├── LedgerError
 │   ├── LedgerUnavailable   Redis did not answer (retryable)
 │   ├── LedgerFull          Redis refuses writes: no memory (retryable)
+│   ├── QueueFull           as many of the project wait as may (retryable)
 │   └── LedgerUnfit         Redis's settings would lose builds; refuse to start
 ├── ClusterError
 │   ├── ClusterUnavailable  no answer, 429, 5xx (retryable)
@@ -41,6 +43,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+MOST_PATIENCE = 600.0
+"""Seconds: who asks us to wait for longer is asked again all the same. A proxy's odd page must not hold a build for a day."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -61,8 +66,8 @@ class CrabpotError(Exception):
 
     def __init__(self, message: str | None = None, *, retry_after: float | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
-        self.retry_after = retry_after
-        """Seconds that the other side asked us to wait, if it did."""
+        self.retry_after = None if retry_after is None else min(retry_after, MOST_PATIENCE)
+        """Seconds that the other side asked us to wait, if it did; at most `MOST_PATIENCE`."""
 
 
 class InputInvalid(CrabpotError):

@@ -7,6 +7,7 @@ outcome of its own, so it stands in customData. The JSON Schema of all of them i
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,9 @@ from ledger.build import Build, BuildRequest, GitSource, State
 from ledger.references import ImageReference
 
 CDEVENTS_VERSION = "0.5.0"
+QUEUE_SOURCE = "/crabpot/queue"
+_NAMED = 20
+"""Subjects that one event names."""
 
 
 class EventType(StrEnum):
@@ -40,6 +44,7 @@ class QueueEvent(StrEnum):
     LIMITED = "dev.crabpot.queue.limited.0.1.0"
     PAUSED = "dev.crabpot.queue.paused.0.1.0"
     RESUMED = "dev.crabpot.queue.resumed.0.1.0"
+    MENDED = "dev.crabpot.queue.mended.0.1.0"
 
 
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
@@ -86,11 +91,20 @@ def event(kind: EventType, build: Build, *, image: ImageReference | None = None)
 
 def queue_event(kind: QueueEvent, scope: str, *, limit: int | None = None) -> str:
     """The CloudEvent's JSON for a change that holds admission back or lets it go on. A limit of None is given back to the projects file."""
-    told = {"scope": scope} if limit is None else {"scope": scope, "limit": limit}
+    return _say_queue(kind, scope, {"scope": scope} if limit is None else {"scope": scope, "limit": limit})
+
+
+def mended_event(mended: Mapping[str, Sequence[str]]) -> str:
+    """The CloudEvent's JSON for what was put right in a round: what -> builds and the like; the first of many are named."""
+    told = {what: {"count": len(subjects), "subjects": sorted(subjects)[:_NAMED]} for what, subjects in sorted(mended.items())}
+    return _say_queue(QueueEvent.MENDED, "all", {"mended": told})
+
+
+def _say_queue(kind: QueueEvent, scope: str, told: Mapping[str, Any]) -> str:
     envelope = {
         "specversion": "1.0",
         "id": str(uuid7()),
-        "source": "/crabpot/queue",
+        "source": QUEUE_SOURCE,
         "type": kind.value,
         "subject": scope,
         "time": datetime.now(UTC),

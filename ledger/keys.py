@@ -21,6 +21,11 @@ class Keys:
         """What each key begins with; handed to every script."""
         return f"{{{self.prefix}}}:"
 
+    @property
+    def identity(self) -> str:
+        """Which ledger this is: a random text, made once."""
+        return f"{self.root}identity"
+
     def build(self, build: str) -> str:
         """Hash: the record. Also the Pub/Sub channel that tells of its changes."""
         return f"{self.root}b:{build}"
@@ -61,16 +66,26 @@ class Keys:
         return f"{self.root}paused"
 
     @property
-    def weights(self) -> str:
-        return f"{self.root}weights"
+    def gates(self) -> str:
+        """Hash: what admissions look at, made of the three: scope -> the limit that holds; `p|` and a scope -> since when it is paused."""
+        return f"{self.root}gates"
+
+    @property
+    def shares(self) -> str:
+        """Hash: '' -> the virtual time of the last admission (ms); a project -> its own; `cost|` and a project -> how long its builds hold
+        a slot (ms); `weight|` and a project -> its weight.
+        """
+        return f"{self.root}shares"
 
     def turns(self, capacity_class: str) -> str:
-        """Sorted set: projects that have builds of the class to admit and are below their limit -> virtual time; the least goes next."""
+        """Sorted set: projects that have builds of the class to admit and are below their limit -> virtual time (ms that they held slots,
+        divided by their weight); the least goes next.
+        """
         return f"{self.root}turns:{capacity_class}"
 
     @property
     def classes(self) -> str:
-        """Set: the capacity classes that builds have named."""
+        """Hash: capacity class -> how many projects have builds of it waiting."""
         return f"{self.root}classes"
 
     @property
@@ -124,6 +139,25 @@ class Keys:
     def tags(self, repository: str) -> str:
         """Hash: tag -> `sequence digest build`, what the tag is wanted to be."""
         return f"{self.root}tags:{repository}"
+
+    @property
+    def unsettled(self) -> str:
+        """Sorted set: builds whose mutable tags are to be looked at once more -> when (ms)."""
+        return f"{self.root}tags:unsettled"
+
+    @property
+    def full(self) -> str:
+        """Exists while memory is short: nothing is taken in, so that what runs can end."""
+        return f"{self.root}full"
+
+    @property
+    def mended(self) -> str:
+        """List: what the steps have mended and no event has told yet, each `what build`."""
+        return f"{self.root}mended"
+
+    def pauses(self, field: str) -> str:
+        """List: the last pauses of a scope that have ended, each `since until` (ms)."""
+        return f"{self.root}pauses:{field}"
 
     def lease(self, name: str) -> str:
         """Hash: owner, fence; expires when it is not renewed."""

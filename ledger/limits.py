@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Self
 
-from ledger.build import moment
+from ledger.build import Build, moment
 from ledger.codec import pairs
 from ledger.connection import Connection
 from ledger.errors import NotFound, Problem, RequestInvalid
@@ -82,7 +82,7 @@ class Limits:
         """Every scope that is limited or paused, and every project and class that there is."""
         filed, by_hand, paused, projects, classes = await self._connection.commands(
             ("HGETALL", self._keys.limits), ("HGETALL", self._keys.limits_set), ("HGETALL", self._keys.paused),
-            ("HKEYS", self._keys.projects), ("SMEMBERS", self._keys.classes),
+            ("HKEYS", self._keys.projects), ("HKEYS", self._keys.classes),
         )  # fmt: skip
         said, hand, since = pairs(filed), pairs(by_hand), pairs(paused)
         known = {name.decode() for name in projects}
@@ -124,6 +124,22 @@ class Limits:
         """End the pause of exactly this scope. Whether that changed anything."""
         return await self._pause(scope, "", QueueEvent.RESUMED)
 
+    async def paused(self, build: Build, since: datetime, until: datetime) -> tuple[bool, timedelta]:
+        """Whether a build's admission is paused now, and for how long of this time it was. Where pauses overlap, none counts twice."""
+        fields = ("", build.project, f"class|{build.request.capacity_class}")
+        told = await self._connection.commands(
+            ("HMGET", self._keys.paused, *fields), *(("LRANGE", self._keys.pauses(field), 0, -1) for field in fields)
+        )
+        now = [moment(start) for start in told[0] if start]
+        spans = [(start, until) for start in now]
+        spans += [(moment(start), moment(end)) for ended in told[1:] for start, end in (text.decode().split(" ") for text in ended)]
+        total, covered = timedelta(0), since
+        for start, end in sorted(spans):
+            begin = max(start, covered)
+            if end > begin:
+                total, covered = total + (end - begin), end
+        return bool(now), total
+
     async def _write(self, scope: Scope, limit: str, kind: QueueEvent, told: int | None) -> None:
         await self._require(scope)
         await self._connection.run("limit", scope.field, limit, self._length, queue_event(kind, str(scope), limit=told))
@@ -135,7 +151,11 @@ class Limits:
         return bool(await self._connection.run("pause", scope.field, flag, self._length, queue_event(kind, str(scope))))
 
     async def _require(self, scope: Scope) -> None:
-        if scope.kind in ("project", "keys") and not await self._connection.command("HEXISTS", self._keys.projects, scope.name):
+        if scope.kind not in ("project", "keys"):
+            return
+        # One that was taken out of the file may still be paused, or limited by hand.
+        hashes = (self._keys.projects, scope.name), (self._keys.paused, scope.field), (self._keys.limits_set, scope.field)
+        if not any(await self._connection.commands(*(("HEXISTS", *field) for field in hashes))):
             raise NotFound(f"there is no project {scope.name!r}; `crabpot limits` lists those that there are")
 
     def _slots(self, scope: Scope) -> str:

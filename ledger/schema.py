@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ledger.build import Build, BuildRequest, State
-from ledger.events import CDEVENTS_VERSION, OUTCOMES, EventType
+from ledger.events import CDEVENTS_VERSION, OUTCOMES, QUEUE_SOURCE, EventType, QueueEvent
 from ledger.projects import Projects
 
 FOLDER = Path(__file__).parent / "schemas"
@@ -24,6 +24,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "build.json": _titled(Build.model_json_schema(), "A build's record"),
         "projects.json": _titled(Projects.model_json_schema(), "The projects file"),
         "event.json": _event(),
+        "queue-event.json": _queue_event(),
     }
 
 
@@ -68,6 +69,25 @@ def _event() -> dict[str, Any]:
         "data": _object(data),
     }
     return _titled(_object(envelope), "An event of a build")
+
+
+def _queue_event() -> dict[str, Any]:
+    """A CloudEvent 1.0 in JSON of what happens to no build alone."""
+    mended = {
+        "type": "object",
+        "additionalProperties": _object({"count": {"type": "integer", "minimum": 1}, "subjects": {"type": "array", "items": _TEXT}}),
+    }
+    envelope = {
+        "specversion": {"const": "1.0"},
+        "id": _TEXT,
+        "source": {"const": QUEUE_SOURCE},
+        "type": {"enum": [str(kind) for kind in QueueEvent]},
+        "subject": _TEXT,
+        "time": {"type": "string", "format": "date-time"},
+        "datacontenttype": {"const": "application/json"},
+        "data": _object({"scope": _TEXT, "limit": {"type": "integer", "minimum": 0}, "mended": mended}, required=[]),
+    }
+    return _titled(_object(envelope), "An event of the queue")
 
 
 def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     node_lost_timeout: Duration = "10m"
     """How long a pod on an unreachable node is waited for before the attempt is given up."""
 
+    alive_file: Path | None = None
+    """worker, watch: touched while the process does its work; `python -m worker.alive FILE` is the probe that looks at it."""
+
     # The front door
     bind: str = "127.0.0.1:8080"
     """Where `crabpot serve` listens, as host:port."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import structlog
 
-from ledger.build import Build, BuildPage, State, moment
+from ledger.build import Again, Build, BuildPage, State, moment
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
@@ -33,6 +34,10 @@ from ledger.waiting import Waiting
 
 log = structlog.get_logger()
 MAX_PAGE = 500
+_WRONG_INDEXES = 50
+"""Entries that should not be there, of which one admission takes out so many at most."""
+_FULL = 0.9
+"""The share of Redis's memory from which on no new build is taken in."""
 _PULSE = 15.0
 """Seconds after which a waiter reads the record again although no message came: Pub/Sub may drop one."""
 
@@ -47,6 +52,7 @@ class Ledger:
         self.tags = Tags(connection)
         self.limits = Limits(connection, settings.event_stream_length)
         self.submissions = Submission(settings.event_stream_length)
+        self._offset: float | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -60,12 +66,20 @@ class Ledger:
     async def close(self) -> None:
         await self._connection.close()
 
+    async def identity(self) -> str:
+        """Which ledger this is: made once, and another after Redis has lost its data."""
+        stored = await self._connection.command("GET", self._keys.identity)
+        if stored is None:
+            await self._connection.command("SET", self._keys.identity, secrets.token_hex(6), "NX")
+            stored = await self._connection.command("GET", self._keys.identity)
+        return str(stored.decode())
+
     async def read(self, build: str) -> Build:
         """One build. NotFound where there is none."""
         fields = await self._connection.command("HGETALL", self._keys.build(build))
         if not fields:
             raise NotFound(f"there is no build {build}; `crabpot list` shows those that there are")
-        return decode(build, pairs(fields))
+        return decode(build, fields)
 
     async def page(
         self, *, project: str | None = None, state: State | None = None, cursor: str | None = None, limit: int = 50
@@ -77,17 +91,19 @@ class Ledger:
         builds = []
         for build, fields in found[:count]:
             try:
-                builds.append(decode(build.decode(), pairs(fields)))
+                builds.append(decode(build.decode(), fields))
             except LedgerError as error:  # one that a newer crabpot wrote hides no other
                 log.error("record_unreadable", build=build.decode(), error=str(error))
         return BuildPage(builds=tuple(builds), cursor=found[count - 1][0].decode() if len(found) > count else None)
 
     async def admit(self, look_again: timedelta) -> Build | None:
         """Take the slots for the build whose turn it is and make it `starting`; None when nothing fits or waits."""
-        while True:
+        for _ in range(_WRONG_INDEXES):
             answer = await self._connection.run("admit", _ms(look_again))
             if answer[0] != b"again":
-                return decode(answer[1].decode(), pairs(answer[2])) if answer[0] == b"admitted" else None
+                return decode(answer[1].decode(), answer[2]) if answer[0] == b"admitted" else None
+        log.error("indexes_wrong", mend="crabpot doctor --ledger --mend")
+        return None
 
     async def transition(
         self,
@@ -96,38 +112,56 @@ class Ledger:
         *,
         due: timedelta | None,
         events: Sequence[str] = (),
-        delay: timedelta | None = None,
+        again: Again | None = None,
         fence: Fence | None = None,
         **changes: Any,
     ) -> Build:
         """Write one change: the new state, changed fields of the record, when it is due again, and what is told of it.
 
-        `due` None leaves the due time as it is. `delay` is how long a build that goes back to the queue may not be admitted.
+        `due` None leaves the due time as it is. `again` says when and where a build goes back into the queue.
         VersionConflict, TooLate (it has ended), FenceLost, NotFound. Slots go back when it leaves starting and running.
         """
         flat = encode(changes)
         answer = await self._connection.run(
             "transition", build.id, build.version, fence.lease if fence else "", fence.value if fence else "", state,
-            "" if due is None else _ms(due), "" if delay is None else _ms(delay), int(self._settings.keep_finished_seconds * 1000),
+            "" if due is None else _ms(due), "" if again is None else _ms(again.delay), "1" if again and again.behind else "",
+            int(self._settings.keep_finished_seconds * 1000),
             self._settings.event_stream_length, len(flat) // 2, *flat, *events,
         )  # fmt: skip
         _check(answer, build)
         now = moment(answer[2])
         marks: dict[str, Any] = {"finished": now} if state.final else {}
+        if due is not None:
+            marks["due"] = now + due
+        self._offset = now.timestamp() - time.time()
         return build.model_copy(update={**changes, **marks, "state": state, "version": int(answer[1]), "updated": now})
+
+    async def now(self) -> datetime:
+        """Redis's clock, by which leases, due times and deadlines are measured: one's own, put right by how far it is off."""
+        if self._offset is None:
+            await self._look_at_clock()
+        return datetime.fromtimestamp(time.time() + (self._offset or 0.0), UTC)
+
+    async def _look_at_clock(self) -> int:
+        """Redis's time in ms."""
+        seconds, microseconds = await self._connection.command("TIME")
+        self._offset = int(seconds) + int(microseconds) / 1e6 - time.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def due(self, count: int = 200) -> list[str]:
         """Builds whose due time has come."""
-        now = await self._connection.command("TIME")
-        found = await self._connection.command(
-            "ZRANGEBYSCORE", self._keys.due, "-inf", int(now[0]) * 1000 + int(now[1]) // 1000, "LIMIT", 0, count
-        )
+        now = await self._look_at_clock()
+        found = await self._connection.command("ZRANGEBYSCORE", self._keys.due, "-inf", now, "LIMIT", 0, count)
         return [word.decode() for word in found]
 
-    async def postpone(self, build: str, delay: timedelta) -> None:
-        """Look at a due build again after a while, unless it has ended in the meantime."""
-        now = await self._connection.command("TIME")
-        await self._connection.command("ZADD", self._keys.due, "XX", int(now[0]) * 1000 + int(now[1]) // 1000 + _ms(delay), build)
+    async def postpone(self, build: str, delay: timedelta, version: int | None = None) -> bool:
+        """Look at a due build again after a while; not where it has ended, or was written since the version that was read. Whether it was."""
+        return bool(await self._connection.run("postpone", build, "" if version is None else version, _ms(delay), ""))
+
+    async def hold(self, build: Build, time: timedelta) -> None:
+        """Go on with a step for a while longer, before an outside effect. VersionConflict: another goes on with it; do nothing more."""
+        if not await self._connection.run("postpone", build.id, build.version, _ms(time), "1"):
+            raise VersionConflict(f"build {build.id} is no longer at version {build.version}: somebody else goes on with it")
 
     async def next_due(self) -> float | None:
         """Seconds until the next due or delayed build, by Redis's clock; negative when it is late, None when there is none."""
@@ -147,6 +181,30 @@ class Ledger:
     async def waiting(self, build: Build) -> Waiting | None:
         """Why a queued build waits, as things stand; None once it waits no more."""
         return Waiting.of(await self._connection.run("waiting", build.id))
+
+    async def tell(self, event: str, *, fence: Fence, mended: int = 0) -> None:
+        """Put an event into the stream that no change of a build carries; with it goes what of `mended` it tells. FenceLost."""
+        if not await self._connection.run("tell", fence.lease, fence.value, self._settings.event_stream_length, event, mended):
+            raise FenceLost
+
+    async def note_mended(self, what: str, subject: str) -> None:
+        """A step has put something right; the leader's next event of such tells of it."""
+        await self._connection.run("note", "mended", what, subject)
+
+    async def mended(self) -> list[tuple[str, str]]:
+        """What was put right and not told yet: (what, subject)."""
+        found = await self._connection.command("LRANGE", self._keys.mended, 0, 999)
+        return [(what, subject) for what, _, subject in (note.decode().partition(" ") for note in found)]
+
+    async def guard_memory(self) -> bool:
+        """Refuse new builds while less than a tenth of Redis's memory is left, so that what runs can end. Whether it is so."""
+        told = await self._connection.command("INFO", "memory")
+        memory = told if isinstance(told, dict) else dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+        most = int(memory["maxmemory"])
+        if not most or int(memory["used_memory"]) < most * _FULL:
+            return False
+        await self._connection.run("note", "full", 30)
+        return True
 
     async def count(self) -> dict[State, int]:
         """How many builds there are in each state."""

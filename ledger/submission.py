@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from ledger.build import Build, State, moment
 from ledger.deadlines import allowance
-from ledger.errors import NotFound, Problem, QueueFull, RequestInvalid
+from ledger.errors import LedgerFull, NotFound, Problem, QueueFull, RequestInvalid
 from ledger.events import queued
 from ledger.policy import Policy, check
 from ledger.projects import ProjectSettings
@@ -42,6 +42,8 @@ class Draft:
     id: str
     request: BuildRequest
     key: str = ""
+    order: int | None = None
+    """The sequence of the push that it repeats, so that its mutable tags do not go before those of newer pushes; None: a push of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Submission:
         head: list[str | int] = [project, version, self._length]
         origin: list[str | int] = [push.delivery, DELIVERY_SECONDS, push.ref, push.commit] if push else ["", 0, "", ""]
         most = known.settings.max_queued if known else None
-        rows: list[str | int] = [*head, *origin, "" if most is None else most]
+        namespace = known.settings.namespace if known else None
+        rows: list[str | int] = [*head, *origin, "" if most is None else most, namespace or ""]
         # A tag's build, or one asked for by hand, is never superseded.
         supersedes = push is not None and push.ref.startswith("refs/heads/") and known is not None and known.settings.supersede != "never"
         for draft in drafts if known else ():
@@ -100,7 +103,8 @@ class Submission:
             rows += (
                 draft.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.capacity_class,
                 request.concurrency_key or "", request.priority, int(deadline.total_seconds() * 1000),
-                request.images[0].name if supersedes and request.images else "", queued(draft.id, request),
+                request.images[0].name if supersedes and request.images else "", "" if draft.order is None else draft.order,
+                queued(draft.id, request),
             )  # fmt: skip
         return rows
 
@@ -124,6 +128,12 @@ class Submission:
                     f"{answer[1]} builds of project {project!r} wait already, which is its max_queued; try again when some have been admitted",
                     retry_after=30.0,
                 )
+            case b"full":
+                raise LedgerFull(
+                    "Redis is nearly out of memory, so no new build is taken in, and what runs can end; raise maxmemory, or wait until"
+                    " builds have finished and expired",
+                    retry_after=30.0,
+                )
             case b"delivery":
                 return Seen("this delivery was taken in before")
             case b"repeat":
@@ -136,8 +146,8 @@ class Submission:
         return taken
 
 
-def draft(request: BuildRequest, key: str | None = None) -> Draft:
-    """A new build for a request, with its id."""
+def draft(request: BuildRequest, key: str | None = None, *, order: int | None = None) -> Draft:
+    """A new build for a request, with its id. `order`: see `Draft`."""
     if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
         raise RequestInvalid([Problem("idempotency_key", repr(key)[:80], "must be 1 to 200 printable characters")])
-    return Draft(str(uuid7()), request, key or "")
+    return Draft(str(uuid7()), request, key or "", order)

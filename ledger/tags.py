@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
+from ledger.build import Build, milliseconds
 from ledger.connection import Connection
+from ledger.errors import NotFound, VersionConflict
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,33 @@ class Tags:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def want(self, repository: str, tags: Sequence[str], wanted: Wanted) -> dict[str, Wanted]:
-        """Raise tags of a repository (registry/path) to a build's digest where its sequence is not behind; answers what each is wanted to be now."""
+    async def want(self, repository: str, tags: Sequence[str], build: Build) -> dict[str, Wanted]:
+        """Raise tags of a repository (registry/path) to a publishing build's digest where its push is not behind; answers what each is
+        wanted to be now. VersionConflict where somebody else publishes it; NotFound.
+        """
         if not tags:
             return {}
-        answer = await self._connection.run("want", repository, wanted.sequence, wanted.digest, wanted.build, *tags)
-        return {tag: Wanted.parse(stored) for tag, stored in zip(tags, answer, strict=True)}
+        answer = await self._connection.run("want", repository, build.id, build.version, build.digest or "", *tags)
+        if answer[0] == b"missing":
+            raise NotFound(f"there is no build {build.id} any more")
+        if answer[0] == b"version":
+            raise VersionConflict(f"build {build.id} is at version {int(answer[1])}, not {build.version}: somebody else publishes it")
+        return {tag: Wanted.parse(stored) for tag, stored in zip(tags, answer[1:], strict=True)}
 
     async def wanted(self, repository: str, tag: str) -> Wanted | None:
         stored = await self._connection.command("HGET", self._connection.keys.tags(repository), tag)
         return Wanted.parse(stored) if stored else None
+
+    async def unsettled(self, now: datetime) -> list[str]:
+        """Builds whose tags are to be looked at once more: the step that moved them was stopped midway, and may have woken up since."""
+        found = await self._connection.command("ZRANGEBYSCORE", self._connection.keys.unsettled, "-inf", milliseconds(now), "LIMIT", 0, 100)
+        return [build.decode() for build in found]
+
+    async def settled(self, build: str) -> None:
+        """Its tags were looked at, or there is nothing more to look at."""
+        await self._connection.command("ZREM", self._connection.keys.unsettled, build)
+
+    async def is_unsettled(self, build: str, now: datetime) -> bool:
+        """Whether it is time to look at its tags once more."""
+        at = await self._connection.command("ZSCORE", self._connection.keys.unsettled, build)
+        return at is not None and float(at) <= milliseconds(now)

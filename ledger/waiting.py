@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -51,13 +52,19 @@ class Waiting:
     standings: tuple[Standing, ...]
     durations: tuple[float, ...]
     """Seconds that recent builds of the project ran."""
+    behind_key: int = 0
+    """How many with its concurrency key go before it."""
+    share: float = 1.0
+    """The part of all slots that is the project's while as many others wait as now."""
+    newer: str | None = None
+    """The build of a newer push that makes it needless."""
 
     @classmethod
     def of(cls, answer: Sequence[Any]) -> Waiting | None:
         """From the answer of waiting.lua; None where the build does not wait any more."""
         if not answer:
             return None
-        place, standings, took = answer
+        place, own, standings, took, weight, total, newer = answer
         return cls(
             None if place < 0 else place,
             tuple(
@@ -71,9 +78,14 @@ class Waiting:
                 for field, taken, limit, paused, members in standings
             ),
             tuple(int(milliseconds) / 1000 for milliseconds in took),
+            own,
+            float(weight) / max(float(weight), float(total)),
+            newer.decode() or None,
         )
 
     def say(self, not_before: datetime | None) -> str:
+        if self.newer:
+            return f"its end: build {self.newer} is of a newer push of the same image"
         paused = next((standing for standing in self.standings if standing.paused), None)
         if paused:
             end = f"`crabpot resume {paused.scope}` ends it" if paused.scope.name else "`crabpot resume` ends it"
@@ -86,24 +98,31 @@ class Waiting:
         return f"{full.say()}; {before}" if full else f"its turn; {before}"
 
     def estimate(self, now: datetime, not_before: datetime | None) -> Estimate | None:
-        """When it starts and ends, each as a range, if builds go on as the project's recent ones did. None: too few of them, or a pause.
+        """When it starts and ends, each as a range, if builds go on as the project's recent ones did. None: too few of them, or it will
+        not start as things are (a pause, a limit of 0, a newer push).
 
-        As many at once as the narrowest limit allows are taken to run all the time; the range is that of the middle half of durations.
+        As many at once as the narrowest limit allows, and of what all share the project's part, are taken to run all the time. The
+        ranges come from the middle half of how long builds ran.
         """
-        if len(self.durations) < _ENOUGH or any(standing.paused for standing in self.standings):
+        if len(self.durations) < _ENOUGH or self.newer or any(standing.paused for standing in self.standings):
             return None
-        low, _, high = quantiles(self.durations, n=4, method="inclusive")
+        low, middle, high = quantiles(self.durations, n=4, method="inclusive")
+        limits = {standing.scope.kind: standing.limit for standing in self.standings if standing.limit is not None}
+        # Of what all share, the project has its part.
+        width = min((limit if kind == "project" else limit * self.share for kind, limit in limits.items() if kind != "keys"), default=1.0)
+        key = limits.get("keys", math.inf)
+        if width <= 0 or key <= 0:
+            return None
         full = any(standing.full for standing in self.standings)
-        width = min((standing.limit for standing in self.standings if standing.limit is not None), default=1)
-        if not width:
-            return None
-        ahead = self.position or 0
-        soonest = ahead / width * low
-        latest = (ahead + (1 if full else 0)) / width * high + (high if full else 0.0)
+        rounds = max((self.position or 0) / width, self.behind_key / key)
+        soonest = rounds * low
+        latest = (rounds + (1 / min(width, key) + 1 if full else 0.0)) * high
         begin = max(now, not_before) if not_before else now
         return Estimate(
             starts_after=begin + timedelta(seconds=soonest),
             starts_before=begin + timedelta(seconds=latest),
             ends_after=begin + timedelta(seconds=soonest + low),
             ends_before=begin + timedelta(seconds=latest + high),
+            runs_for=middle,
+            spread=(low, high),
         )

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ledger.build import Build, BuildRequest, Reason, State
-    from ledger.errors import CrabpotError, LedgerUnavailable, NotFound, PolicyDenied, RequestInvalid
+    from ledger.errors import CrabpotError, LedgerFull, LedgerUnavailable, NotFound, PolicyDenied, QueueFull, RequestInvalid
     from producer.submit import submit_build, submit_build_async, wait_for_build, wait_for_build_async
 
 _HOMES = {
     **dict.fromkeys(("Build", "BuildRequest", "Reason", "State"), "ledger.build"),
-    **dict.fromkeys(("CrabpotError", "LedgerUnavailable", "NotFound", "PolicyDenied", "RequestInvalid"), "ledger.errors"),
+    **dict.fromkeys(
+        ("CrabpotError", "LedgerFull", "LedgerUnavailable", "NotFound", "PolicyDenied", "QueueFull", "RequestInvalid"), "ledger.errors"
+    ),
     **dict.fromkeys(("submit_build", "submit_build_async", "wait_for_build", "wait_for_build_async"), "producer.submit"),
 }
 
@@ -23,9 +25,11 @@ __all__ = [
     "Build",
     "BuildRequest",
     "CrabpotError",
+    "LedgerFull",
     "LedgerUnavailable",
     "NotFound",
     "PolicyDenied",
+    "QueueFull",
     "Reason",
     "RequestInvalid",
     "State",

@@ -8,32 +8,45 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import random
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ledger.blocking import SyncConnection
 from ledger.build import Build
-from ledger.codec import decode, pairs
-from ledger.errors import LedgerError, NotFound, RequestInvalid
+from ledger.codec import decode
+from ledger.errors import LedgerError, LedgerFull, LedgerUnavailable, NotFound, QueueFull, RequestInvalid
 from ledger.keys import Keys
 from ledger.request import BuildRequest
 from ledger.settings import Settings, settings
 from ledger.store import Ledger
 from ledger.submission import Draft, Push, Seen, Stale, Submission, draft
 
+_LONGEST_PAUSE = 3.0
 _ATTEMPTS = 3
 """A policy may change between two tries of one submit; more often than this it does not."""
 
 
-def submit_build(request: BuildRequest | Mapping[str, Any], *, idempotency_key: str | None = None) -> Build:
+def submit_build(request: BuildRequest | Mapping[str, Any], *, idempotency_key: str | None = None, timeout: float = 0.0) -> Build:
     """Queue a build and return it (id, state, position within its project).
 
     `request` is a `BuildRequest` or a mapping of its shape (docs/requests.md). With an `idempotency_key`, a repeat returns the first
-    build. RequestInvalid names each bad field; PolicyDenied what the project does not allow; NotFound an unknown project;
-    LedgerUnavailable and LedgerFull can be tried again. Thread-safe.
+    build. RequestInvalid names each bad field; PolicyDenied what the project does not allow; NotFound an unknown project.
+    LedgerUnavailable, LedgerFull and QueueFull can be tried again: for `timeout` seconds, give or take an answer's time, that is done
+    here, without ever making two builds. Thread-safe.
     """
     drafts = [draft(_parsed(request), idempotency_key)]
+    patience = _Patience(timeout)
+    while True:
+        try:
+            return _submit(drafts)
+        except (LedgerUnavailable, LedgerFull, QueueFull) as error:
+            time.sleep(patience.pause(error))
+
+
+def _submit(drafts: Sequence[Draft]) -> Build:
     sync = _sync()
     project = drafts[0].request.project
     for _ in range(_ATTEMPTS):
@@ -47,11 +60,39 @@ def submit_build(request: BuildRequest | Mapping[str, Any], *, idempotency_key: 
     raise LedgerError(f"the policy of project {project!r} changes too quickly; try again")
 
 
-async def submit_build_async(request: BuildRequest | Mapping[str, Any], *, idempotency_key: str | None = None, ledger: Ledger) -> Build:
+async def submit_build_async(
+    request: BuildRequest | Mapping[str, Any],
+    *,
+    idempotency_key: str | None = None,
+    timeout: float = 0.0,  # noqa: ASYNC109 - as the sync call has it; what is over is the trying, not the call
+    ledger: Ledger,
+) -> Build:
     """`submit_build` for a program with an event loop; the ledger is `Ledger.open(Settings.load())`, kept open."""
-    taken = await submit_drafts(ledger, [draft(_parsed(request), idempotency_key)])
-    assert not isinstance(taken, Seen)
-    return taken[0] if taken[0].version else await ledger.read(taken[0].id)
+    drafts = [draft(_parsed(request), idempotency_key)]
+    patience = _Patience(timeout)
+    while True:
+        try:
+            taken = await submit_drafts(ledger, drafts)
+        except (LedgerUnavailable, LedgerFull, QueueFull) as error:
+            await asyncio.sleep(patience.pause(error))
+        else:
+            assert not isinstance(taken, Seen)
+            return taken[0] if taken[0].version else await ledger.read(taken[0].id)
+
+
+class _Patience:
+    """How long to go on trying, and the pauses in between: they grow, with jitter."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end, self._tries = time.monotonic() + seconds, 0
+
+    def pause(self, error: LedgerError) -> float:
+        """Seconds until the next try; the error itself once the time is over."""
+        self._tries += 1
+        pause = random.uniform(0.05, min(_LONGEST_PAUSE, 0.1 * 2**self._tries))
+        if time.monotonic() + pause > self._end:
+            raise error
+        return pause
 
 
 async def submit_drafts(ledger: Ledger, drafts: Sequence[Draft], push: Push | None = None) -> list[Build] | Seen:
@@ -118,7 +159,7 @@ class _Sync:
         fields = self.connection.command("HGETALL", self.connection.keys.build(build))
         if not fields:
             raise NotFound(f"the first build of this idempotency key, {build}, has been forgotten in the meantime; submit again")
-        return decode(build, pairs(fields))
+        return decode(build, fields)
 
 
 _lock = threading.Lock()

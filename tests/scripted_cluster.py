@@ -17,6 +17,7 @@ from ledger.store import Ledger
 from worker.admission import dispatch
 from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
 from worker.finish import finish
+from worker.liveness import Liveness
 from worker.logs import Captures
 from worker.observer import Observer
 from worker.place import Place
@@ -179,7 +180,7 @@ class Site:
         async def work() -> None:
             async with asyncio.TaskGroup() as group:
                 captures = Captures(self.place, fence, group)
-                self.observer = Observer(self.place, fence, self.nudges, captures, group)
+                self.observer = Observer(self.place, fence, self.nudges, captures, group, Liveness(None))
                 self.reconciler = Reconciler(self.place, fence, self.nudges, self.observer)
                 group.create_task(self.observer.run())
                 group.create_task(captures.flush_for_ever())

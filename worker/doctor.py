@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
+from ledger.audit import Audit
 from ledger.errors import CrabpotError, InputInvalid
 from ledger.fitness import Finding, examine
 from ledger.projects import Projects, ProjectSettings, read_projects
@@ -51,10 +53,11 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             )
         leader = await ledger.leases.holder("watch")
         yield Finding("watcher", leader is not None, f"{leader} leads" if leader else "none leads", "start `crabpot watch`")
-        cluster = open_cluster(settings, namespaces_of(settings, await ledger.projects()))
+        namespaces = namespaces_of(settings, await ledger.projects())
+        cluster = open_cluster(settings, namespaces, await ledger.identity())
         registries = Registries(cluster, settings)
         try:
-            async for finding in _cluster(settings, cluster, namespaces_of(settings, await ledger.projects())):
+            async for finding in _cluster(settings, cluster, namespaces):
                 yield finding
             async for finding in _registries(registries, known):
                 yield finding
@@ -102,6 +105,20 @@ async def _cluster(settings: Settings, cluster: Cluster, namespaces: list[str]) 
     if check_rights is not None:
         for namespace in namespaces:
             yield await _rights(check_rights, namespace)
+        async for finding in _strangers(cluster, namespaces):
+            yield finding
+
+
+async def _strangers(cluster: Any, namespaces: list[str]) -> AsyncIterator[Finding]:
+    """Pods that no crabpot may be watching any more."""
+    for namespace in namespaces:
+        if found := await cluster.strangers(namespace):
+            yield Finding(
+                f"pods in {namespace}",
+                True,
+                f"{len(found)} of another crabpot, or of this one before Redis lost its data, as {found[0]}; if nobody watches them any"
+                f' more: kubectl -n {namespace} patch pod {found[0]} --type merge -p \'{{"metadata":{{"finalizers":null}}}}\'',
+            )
 
 
 async def _rights(check_rights: Callable[..., Awaitable[list[str]]], namespace: str) -> Finding:
@@ -135,21 +152,46 @@ async def _registries(registries: Registries, projects: dict[str, ProjectSetting
                 yield Finding(f"registry {image}", False, str(error), mend)
 
 
+async def diagnose_ledger(settings: Settings, *, mend: bool) -> AsyncIterator[Finding]:
+    """Every place where an index of the ledger and its records disagree; one finding that all is well where there is none."""
+    ledger = Ledger.open(settings)
+    faults = 0
+    try:
+        async for found in Audit(ledger.connection, mend=mend).all():
+            for fault in found:
+                faults += 1
+                if mend:
+                    yield Finding("ledger", True, f"{fault}; mended")
+                else:
+                    yield Finding("ledger", False, str(fault), "`crabpot doctor --ledger --mend` writes it anew from the records")
+        if not faults:
+            builds = sum((await ledger.count()).values())
+            yield Finding("ledger", True, f"every index agrees with the records of {builds} builds")
+    finally:
+        await ledger.close()
+
+
 @click.command()
+@click.option("--ledger", is_flag=True, help="Hold every index of the ledger against every record instead.")
+@click.option("--mend", is_flag=True, help="With --ledger: write the indexes anew where they are wrong.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def command(as_json: bool) -> None:
+def command(ledger: bool, mend: bool, as_json: bool) -> None:
     """Check Redis, the cluster, rights, registries and clocks, and say how to mend what is wrong. Exits 1 on a fault."""
+    if mend and not ledger:
+        raise click.UsageError("--mend goes with --ledger")
     show = _as_json if as_json else _as_text
     try:
-        faults = asyncio.run(_run(Settings.load(), show))
+        settings = Settings.load()
+        findings = diagnose_ledger(settings, mend=mend) if ledger else diagnose(settings)
+        faults = asyncio.run(_run(findings, show))
     except CrabpotError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(1 if faults else 0)
 
 
-async def _run(settings: Settings, show: Callable[[Finding], None]) -> int:
+async def _run(findings: AsyncIterator[Finding], show: Callable[[Finding], None]) -> int:
     faults = 0
-    async for finding in diagnose(settings):
+    async for finding in findings:
         show(finding)
         faults += not finding.well
     return faults

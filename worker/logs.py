@@ -26,6 +26,7 @@ _FLUSH_SECONDS = 0.4
 _TRIES = 5
 _END_PATIENCE = 8.0
 """Seconds from the end of a stream to the news that its container has ended."""
+_LONGEST_PATIENCE = 120.0
 
 
 class Capture:
@@ -74,11 +75,16 @@ class Capture:
             self.done.set()
 
     async def _follow_to_the_end(self) -> None:
-        """A stream may end before its container does (a kubelet restarts, a proxy cuts it): then it is taken up again."""
+        """A stream may end before its container does (a kubelet restarts, a proxy cuts it): then it is taken up again, ever less often
+        while nothing comes.
+        """
+        patience = _END_PATIENCE
         while True:
+            before = self._last
             await self._follow(self._last)
+            patience = _END_PATIENCE if self._last != before else min(2 * patience, _LONGEST_PATIENCE)
             try:
-                async with asyncio.timeout(_END_PATIENCE):
+                async with asyncio.timeout(patience):
                     await self.ended.wait()
                 return
             except TimeoutError:

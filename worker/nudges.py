@@ -12,6 +12,8 @@ from kombu.exceptions import OperationalError
 from ledger.queue import DISPATCH, FINISH
 
 log = structlog.get_logger()
+_OF_USE = 60
+"""Seconds after which a nudge that no worker has taken is dropped: by then it was repeated, several times."""
 
 
 class Nudges:
@@ -41,7 +43,7 @@ class Nudges:
 
     def _send(self, task: str, *arguments: str) -> None:
         try:
-            self._app.send_task(task, args=arguments, retry=False, ignore_result=True, expires=3600)
+            self._app.send_task(task, args=arguments, retry=False, ignore_result=True, expires=_OF_USE)
         except (OperationalError, OSError) as error:
             log.warning("nudge_failed", task=task, error=str(error))
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 import structlog
 
@@ -22,6 +23,7 @@ from ledger.leases import Fence
 from worker.cluster import Phase, Pod, PodName
 from worker.complaint import excerpt
 from worker.ending import end_attempt
+from worker.liveness import Liveness
 from worker.logs import Captures
 from worker.nudges import Nudges
 from worker.outcome import Outcome, outcome, pending
@@ -42,32 +44,42 @@ _SILENCE = 10.0
 _ASK_AGAIN = 20.0
 """Seconds between two such questions about one pod."""
 _BUSY = timedelta(seconds=10)
+_PROVEN = 5.0
+"""Seconds between two looks for the build of a pod that has none: what is to be deleted is proved twice."""
+_ORDER = {Phase.PENDING: 0, Phase.RUNNING: 1, Phase.ENDED: 2, Phase.GONE: 3}
 
 
 class Observer:
     """The leader's view of the cluster, and what it writes of it."""
 
-    def __init__(self, place: Place, fence: Fence, nudges: Nudges, captures: Captures, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, place: Place, fence: Fence, nudges: Nudges, captures: Captures, group: asyncio.TaskGroup, liveness: Liveness
+    ) -> None:
         self._place, self._fence, self._nudges, self._captures, self._group = place, fence, nudges, captures, group
+        self._liveness = liveness
         self.pods: dict[PodName, Pod] = {}
         self.synced = asyncio.Event()
         self._waiting: dict[PodName, Pod] = {}
         self._busy: set[PodName] = set()
-        self._orphans: set[str] = set()
+        self._orphans: dict[str, float] = {}
         self._leaving: set[str] = set()
         self._asked: dict[str, float] = {}
+        self._first_seen: dict[str, float] = {}
+        self._asked_to_go: dict[str, float] = {}
         self._asking = asyncio.Semaphore(4)
 
     async def run(self) -> None:
         """List and watch for ever; every failure backs off and lists again."""
         failures = 0
         while True:
+            self._liveness.round("watch")
             try:
                 version = await self._list()
                 failures = 0
                 try:
                     async with asyncio.timeout(RELIST.total_seconds()):
                         async for pod in self._place.cluster.watch(version):
+                            self._liveness.round("watch")
                             self.see(pod)
                 except TimeoutError:
                     pass
@@ -90,16 +102,31 @@ class Observer:
         return snapshot.version
 
     def see(self, pod: Pod) -> None:
-        """Take in one change; only the latest state of a pod is handled."""
+        """Take in one change; only the latest state of a pod is handled. A pod's life goes one way: what says otherwise comes late."""
+        known = self.pods.get(pod.name)
+        if known and known.uid == pod.uid and _ORDER[pod.phase] < _ORDER[known.phase]:
+            return
         if pod.phase is Phase.GONE:
-            self.pods.pop(pod.name, None)
-            self._asked.pop(pod.uid, None)
+            if known is None or known.uid == pod.uid:
+                self.pods.pop(pod.name, None)
+            for times in (self._asked, self._first_seen, self._asked_to_go):
+                times.pop(pod.uid, None)
         else:
             self.pods[pod.name] = pod
+            self._first_seen.setdefault(pod.uid, monotonic())
+            if pod.deleting:
+                self._asked_to_go.setdefault(pod.uid, monotonic())
         self._waiting[pod.name] = pod
         if pod.name not in self._busy:
             self._busy.add(pod.name)
             self._group.create_task(self._work(pod.name))
+
+    def leaving_for(self, pod: Pod) -> float:
+        """Seconds for which a pod has been about to go, as far as this leader has seen."""
+        return monotonic() - self._asked_to_go.get(pod.uid, monotonic())
+
+    def _seen_for(self, pod: Pod) -> float:
+        return monotonic() - self._first_seen.get(pod.uid, monotonic())
 
     def look_again(self, name: PodName) -> None:
         """Handle a pod's last known state once more: its build has changed."""
@@ -150,13 +177,16 @@ class Observer:
     async def _started(self, build: Build, pod: Pod) -> None:
         project = await self._place.project(build.project)
         run = build.current.runs[0].model_copy(update={"uid": pod.uid, "node": pod.node, "started": pod.started})
-        attempts = build.with_attempt(build.current.model_copy(update={"runs": (run,)}))
+        attempt = build.current.model_copy(update={"runs": (run,), "memory": await self._place.memory_of(build)})
         due = allowance(State.RUNNING, build.request.deadlines, project.deadlines)
         told = build.model_copy(update={"state": State.RUNNING})
         events = [event(EventType.STARTED, told)]
-        await self._place.ledger.transition(
-            build, State.RUNNING, due=due, events=events, fence=self._fence, started=pod.started or datetime.now(UTC), attempts=attempts
-        )
+        changes: dict[str, Any] = {
+            "started": pod.started or await self._place.ledger.now(),
+            "attempts": build.with_attempt(attempt),
+            "no_room": 0,
+        }
+        await self._place.ledger.transition(build, State.RUNNING, due=due, events=events, fence=self._fence, **changes)
 
     async def _end(self, build: Build, pod: Pod) -> None:
         """Record the end; then let the pod go once its log is safe."""
@@ -179,7 +209,7 @@ class Observer:
 
     async def consider_pending(self, build: Build, pod: Pod) -> None:
         """A pod that has not started: is there any hope?"""
-        age = (datetime.now(UTC) - (pod.created or build.updated)).total_seconds()
+        age = self._seen_for(pod)
         result = pending(pod)
         if result is None and age > _SILENCE and (told := await self._ask_why(pod)):
             result = pending(replace(pod, reason=told[0], detail=told[1]))
@@ -187,7 +217,7 @@ class Observer:
             return
         grace = _HOPELESS_GRACE.get(result.reason, 0.0)
         if age < grace:  # the cluster may tell nothing new of it: look again by ourselves
-            await self._place.ledger.postpone(build.id, timedelta(seconds=grace - age + 0.1))
+            await self._place.ledger.postpone(build.id, timedelta(seconds=grace - age + 0.1), build.version)
         else:
             await self.give_up(build, pod, result)
 
@@ -225,20 +255,29 @@ class Observer:
         try:
             if pod.phase is Phase.ENDED:
                 await self._captures.complete(pod, _LOG_PATIENCE)
-            if not pod.deleting:
-                await self._place.cluster.delete(pod.name, pod.uid, timedelta(0) if pod.phase is not Phase.ENDED else _CANCEL_GRACE)
-            if pod.held:
-                await self._place.cluster.release(pod.name, pod.uid)
-        except ClusterError as error:
+            else:
+                await self._place.ledger.note_mended("late_pod_deleted", pod.name)
+            await self._remove(pod, timedelta(0) if pod.phase is not Phase.ENDED else _CANCEL_GRACE)
+        except CrabpotError as error:
             log.warning("pod_not_deleted", pod=pod.name, error=str(error))
             self._leaving.discard(pod.uid)  # the next list brings it back
 
-    async def _orphan(self, pod: Pod) -> None:
-        """A pod without a build: its record may have expired. Deleted when it is seen dead, or a second time."""
-        if pod.phase is Phase.GONE:
-            self._orphans.discard(pod.uid)
-        elif pod.phase is Phase.ENDED or pod.uid in self._orphans:
-            await self._place.cluster.delete(pod.name, pod.uid, _CANCEL_GRACE)
+    async def _remove(self, pod: Pod, grace: timedelta) -> None:
+        if not pod.deleting:
+            await self._place.cluster.delete(pod.name, pod.uid, grace)
+        if pod.held:
             await self._place.cluster.release(pod.name, pod.uid)
-        else:
-            self._orphans.add(pod.uid)
+
+    async def _orphan(self, pod: Pod) -> None:
+        """A pod without a build: its record may have expired. It goes once that is found twice, some time apart."""
+        if pod.phase is Phase.GONE:
+            self._orphans.pop(pod.uid, None)
+        elif monotonic() - self._orphans.setdefault(pod.uid, monotonic()) > _PROVEN:
+            await self._remove(pod, _CANCEL_GRACE)
+            await self._place.ledger.note_mended("orphan_deleted", pod.name)
+
+    def look_at_orphans(self) -> None:
+        """Look once more at the pods that had no build."""
+        for name, pod in list(self.pods.items()):
+            if pod.uid in self._orphans:
+                self.look_again(name)

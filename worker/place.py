@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 
+from ledger.build import Build
 from ledger.fitness import require_fit
 from ledger.projects import ProjectSettings
 from ledger.quantities import parse_duration
@@ -14,6 +15,7 @@ from ledger.settings import Settings
 from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.registries import Registries
+from worker.retries import memory_for
 
 _PROJECTS_TTL = 5.0
 """Seconds that a copy of the projects is used: how soon a changed projects file is felt by the steps."""
@@ -43,6 +45,12 @@ class Place:
             self.cluster.cover(namespaces_of(self.settings, self._copy.projects))
         return self._copy.projects
 
+    async def memory_of(self, build: Build) -> str | None:
+        """The memory of the build's current attempt, or of its next: twice as much after each that ran out of it."""
+        project = await self.project(build.project)
+        given = build.request.resources.memory or project.resources.memory or self.settings.memory
+        return memory_for(build, given, project.policy.max_memory)
+
     @property
     def start_timeout(self) -> float:
         """Seconds after which a `starting` build without a pod is started again."""
@@ -59,7 +67,7 @@ async def open_place(settings: Settings) -> Place:
     ledger = Ledger.open(settings)
     if not settings.allow_unsafe_redis:
         await require_fit(ledger.connection)
-    cluster = open_cluster(settings, namespaces_of(settings, await ledger.projects()))
+    cluster = open_cluster(settings, namespaces_of(settings, await ledger.projects()), await ledger.identity())
     return Place(settings, ledger, cluster, Registries(cluster, settings))
 
 
@@ -68,12 +76,12 @@ def namespaces_of(settings: Settings, projects: Mapping[str, ProjectSettings]) -
     return sorted({settings.namespace, *(project.namespace for project in projects.values() if project.namespace)})
 
 
-def open_cluster(settings: Settings, namespaces: list[str]) -> Cluster:
-    """The cluster that the settings name."""
+def open_cluster(settings: Settings, namespaces: list[str], ledger: str) -> Cluster:
+    """The cluster that the settings name, for the pods of a ledger (its identity)."""
     if settings.cluster == "local":
         from worker.cluster.local import LocalCluster
 
         return LocalCluster(settings.state / "launches", shlex.split(settings.executor))
     from worker.cluster.kubernetes import KubernetesCluster
 
-    return KubernetesCluster(namespaces, kubeconfig=settings.kubeconfig, context=settings.context)
+    return KubernetesCluster(namespaces, ledger=ledger, kubeconfig=settings.kubeconfig, context=settings.context)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import count
+from time import monotonic
 from typing import TypeVar
 
 from ledger.settings import settings
@@ -25,14 +27,26 @@ class Process:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._place: asyncio.Task[Place] | None = None
+        self._steps: dict[int, float] = {}
+        self._number = count()
 
     def run(self, step: Callable[[Place], Awaitable[T]]) -> T:
         """Run a step on the loop and wait for it. TimeoutError where it is stuck."""
         return asyncio.run_coroutine_threadsafe(self._step(step), self._started()).result()
 
+    def oldest_step(self) -> float:
+        """Seconds since the step began that is at work the longest; 0 where none is."""
+        begun = list(self._steps.values())
+        return monotonic() - min(begun) if begun else 0.0
+
     async def _step(self, step: Callable[[Place], Awaitable[T]]) -> T:
-        async with asyncio.timeout(STEP_SECONDS):
-            return await step(await self._opened())
+        number = next(self._number)
+        self._steps[number] = monotonic()
+        try:
+            async with asyncio.timeout(STEP_SECONDS):
+                return await step(await self._opened())
+        finally:
+            del self._steps[number]
 
     async def _opened(self) -> Place:
         """One task opens the place, whoever comes first; a failed opening is tried anew by the next step."""

@@ -14,9 +14,11 @@ from worker.registry.client import RegistryClient
 from worker.registry.credentials import Anonymous, Credential, Credentials, DockerConfig
 from worker.registry.pace import IMPATIENT, Budgets, Patience
 from worker.registry.reader import RegistryReader
-from worker.registry.wire import api_host
+from worker.registry.wire import Timeouts, api_host
 
 _CREDENTIALS_TTL = 5.0
+_STEPS = Timeouts(connect=5, read=15, total=20)
+"""A step holds its build for the length of a question: one that takes longer is asked again later."""
 
 
 class Current:
@@ -40,9 +42,10 @@ _Client = TypeVar("_Client", bound=RegistryReader)
 class Registries:
     """A client per project and registry, of each kind that is asked for; all share a registry's budget."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, *, patience: Patience = IMPATIENT) -> None:
-        """The patience is that of all its clients: steps have none, because they are repeated; long work and people's commands have some."""
-        self._cluster, self._settings, self._patience = cluster, settings, patience
+    def __init__(self, cluster: Cluster, settings: Settings, *, patience: Patience = IMPATIENT, timeouts: Timeouts = _STEPS) -> None:
+        """Patience and timeouts are those of all its clients: steps have little, because they are repeated; long work and commands have more."""
+        self._cluster, self._settings = cluster, settings
+        self._patience, self._timeouts = patience, timeouts
         self._budgets = Budgets()
         self._clients: dict[tuple[type[RegistryReader], str, str, RegistryAccess], RegistryReader] = {}
 
@@ -68,6 +71,7 @@ class Registries:
                     certificates={registry: str(access.certificate)} if access.certificate else {},
                     budgets=self._budgets,
                     patience=self._patience,
+                    timeouts=self._timeouts,
                 )
             except SettingsInvalid as error:
                 raise RegistryDenied(f"the registry's certificate cannot be used: {error}") from error

@@ -17,6 +17,7 @@ from worker.registries import Registries
 from worker.registry.credentials import Anonymous, Credentials, DockerConfigFile
 from worker.registry.pace import PATIENT
 from worker.registry.reader import RegistryReader
+from worker.registry.wire import Timeouts
 
 _Client = TypeVar("_Client", bound=RegistryReader)
 
@@ -53,8 +54,8 @@ class Access:
             projects = await ledger.projects()
             if name not in projects:
                 raise NotFound(f"there is no project {name} in the ledger; it has {', '.join(sorted(projects)) or 'none'}")
-            cluster = open_cluster(settings, namespaces_of(settings, projects))
-            registries = Registries(cluster, settings, patience=PATIENT)
+            cluster = open_cluster(settings, namespaces_of(settings, projects), await ledger.identity())
+            registries = Registries(cluster, settings, patience=PATIENT, timeouts=Timeouts())
             try:
                 yield registries.opened(kind, name, projects[name], registry)
             finally:

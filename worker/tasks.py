@@ -13,10 +13,12 @@ from ledger.queue import DISPATCH, FINISH
 from ledger.settings import settings
 from worker.admission import dispatch
 from worker.app import app
+from worker.consuming import Consuming
 from worker.finish import finish
 from worker.process import process
 
 log = structlog.get_logger()
+app.steps["consumer"].add(Consuming)
 
 
 @setup_logging.connect
@@ -34,7 +36,7 @@ def dispatch_task(build: str | None = None) -> None:
     """Admit what fits and start it; with a build, repeat its start first."""
     try:
         process.run(lambda place: dispatch(place, build))
-    except* CrabpotError as group:  # starts go on side by side
+    except* (CrabpotError, TimeoutError) as group:  # starts go on side by side
         for error in group.exceptions:
             _failed("dispatch", error, build)
 
@@ -44,7 +46,7 @@ def finish_task(build: str) -> None:
     """Settle a build whose executor has ended."""
     try:
         process.run(lambda place: finish(place, build))
-    except CrabpotError as error:
+    except (CrabpotError, TimeoutError) as error:
         _failed("finish", error, build)
 
 

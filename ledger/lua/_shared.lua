@@ -12,41 +12,67 @@ local function index(call, id, project, state)
   redis.call(call, root .. 'i::' .. state, unpack(call == 'ZADD' and {0, id} or {id}))
 end
 
--- A limit as it holds now: what was set by hand goes before the projects file. Nil: none.
+-- `gates` is what admissions look at: each limit as it holds now, and under 'p|' what is paused. Nil: no limit, no pause.
 -- Fields: '' (all), a project, 'class|' and a capacity class, 'key|' and a project (each of its concurrency keys).
 local function limit_of(field)
-  return tonumber(redis.call('HGET', root .. 'limits:set', field) or redis.call('HGET', root .. 'limits', field)
-    or (field == '' and 20) or (string.sub(field, 1, 4) == 'key|' and 1) or false)
+  return tonumber(redis.call('HGET', root .. 'gates', field) or (field == '' and 20) or (string.sub(field, 1, 4) == 'key|' and 1) or nil)
 end
 
--- Whether a project takes part in a class's next admissions: it has a build there to admit, is below its limit and not paused.
--- One that comes back starts at the clock, so that it can neither save up turns nor owe any.
-local function refresh_turn(project, class)
+-- What was set by hand goes before the projects file.
+local function set_gate(field)
+  local limit = redis.call('HGET', root .. 'limits:set', field) or redis.call('HGET', root .. 'limits', field)
+  if limit then redis.call('HSET', root .. 'gates', field, limit) else redis.call('HDEL', root .. 'gates', field) end
+end
+
+-- Whether a project may take part in admissions: it is below its limit and not paused. (It also needs a build that may be admitted.)
+local function may_go(project)
+  local limit, paused = unpack(redis.call('HMGET', root .. 'gates', project, 'p|' .. project))
+  return not paused and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < tonumber(limit))
+end
+
+local function has_turn(project, class)
+  return redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and may_go(project)
+end
+
+-- A project's virtual time is the time that it has held slots, divided by its weight: the project with the least goes next. One that
+-- had nothing to admit in a class comes back at the clock, the virtual time of the last admission, so that it can neither save up turns
+-- nor owe any.
+local function take_turn(project, class)
   local turns = root .. 'turns:' .. class
-  local limit = limit_of(project)
-  if redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and redis.call('HEXISTS', root .. 'paused', project) == 0
-    and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit) then
-    if not redis.call('ZSCORE', turns, project) then
-      local clock = tonumber(redis.call('HGET', root .. 'clock', '') or '0')
-      local own = tonumber(redis.call('HGET', root .. 'clock', project) or '0')
-      redis.call('ZADD', turns, math.max(clock, own), project)
-    end
-  else
-    redis.call('ZREM', turns, project)
+  local own, clock = unpack(redis.call('HMGET', root .. 'shares', project, ''))
+  own, clock = tonumber(own or '0'), tonumber(clock or '0')
+  if clock > own and not redis.call('ZSCORE', turns, project) then
+    redis.call('HSET', root .. 'shares', project, clock)
+    own = clock
   end
+  redis.call('ZADD', turns, own, project)
+end
+
+local function refresh_turn(project, class)
+  if has_turn(project, class) then take_turn(project, class) else redis.call('ZREM', root .. 'turns:' .. class, project) end
 end
 
 local function refresh_project(project)
-  for _, class in ipairs(redis.call('SMEMBERS', root .. 'classes:' .. project)) do refresh_turn(project, class) end
+  local going = may_go(project)
+  for _, class in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do
+    if going and redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 then
+      take_turn(project, class)
+    else
+      redis.call('ZREM', root .. 'turns:' .. class, project)
+    end
+  end
+end
+
+local function has_room(project, key)
+  return key == '' or redis.call('ZCARD', root .. 'slots|key|' .. project .. '|' .. key) < limit_of('key|' .. project)
 end
 
 -- A lane holds what waits of one project, class and concurrency key. It is open while it has a build and its key has room: so builds
 -- behind a full key are not among those that an admission looks at, however many they are.
 local function refresh_lane(project, class, key)
-  local name = project .. '|' .. class .. '|' .. key
   local open = root .. 'open:' .. project .. '|' .. class
-  local head = redis.call('ZRANGE', root .. 'lane:' .. name, 0, 0, 'WITHSCORES')
-  if head[1] and (key == '' or redis.call('ZCARD', root .. 'slots|key|' .. project .. '|' .. key) < limit_of('key|' .. project)) then
+  local head = redis.call('ZRANGE', root .. 'lane:' .. project .. '|' .. class .. '|' .. key, 0, 0, 'WITHSCORES')
+  if head[1] and has_room(project, key) then
     redis.call('ZADD', open, head[2], key)
   else
     redis.call('ZREM', open, key)
@@ -56,7 +82,16 @@ end
 
 -- The lanes of one key, in every class: its slots or its limit have changed.
 local function refresh_key(project, key)
-  for _, class in ipairs(redis.call('SMEMBERS', root .. 'classes:' .. project)) do refresh_lane(project, class, key) end
+  for _, class in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do refresh_lane(project, class, key) end
+end
+
+-- How many lanes a project has in a class, and how many projects a class has: what nobody waits for is not looked at.
+local function count_lane(project, class, by)
+  local lanes = redis.call('HINCRBY', root .. 'classes:' .. project, class, by)
+  if lanes <= 0 then redis.call('HDEL', root .. 'classes:' .. project, class) end
+  if (by == 1 and lanes == 1) or (by == -1 and lanes == 0) then
+    if redis.call('HINCRBY', root .. 'classes', class, by) <= 0 then redis.call('HDEL', root .. 'classes', class) end
+  end
 end
 
 -- The least score goes first: when it was taken in (ms), where a point of priority is worth a minute of waiting. So whoever waits long
@@ -64,29 +99,28 @@ end
 local function enqueue(id, project, class, key, score)
   redis.call('ZADD', root .. 'q:' .. project, score, id)
   local lane = root .. 'lane:' .. project .. '|' .. class .. '|' .. key
-  redis.call('ZADD', lane, score, id)
-  if redis.call('ZRANK', lane, id) > 0 then return end  -- another goes first, so the lane is as it was
-  redis.call('SADD', root .. 'classes', class)
-  redis.call('SADD', root .. 'classes:' .. project, class)
+  if redis.call('ZADD', lane, score, id) == 1 and redis.call('ZCARD', lane) == 1 then
+    count_lane(project, class, 1)
+  elseif redis.call('ZRANGE', lane, 0, 0)[1] ~= id then
+    return  -- another goes first, so the lane is as it was
+  end
   refresh_lane(project, class, key)
 end
 
 local function dequeue(id, project, class, key)
   redis.call('ZREM', root .. 'delayed', id)
-  if redis.call('ZREM', root .. 'q:' .. project, id) == 1 then
-    redis.call('ZREM', root .. 'lane:' .. project .. '|' .. class .. '|' .. key, id)
+  redis.call('ZREM', root .. 'q:' .. project, id)
+  local lane = root .. 'lane:' .. project .. '|' .. class .. '|' .. key
+  if redis.call('ZREM', lane, id) == 1 then
     refresh_lane(project, class, key)
+    if redis.call('EXISTS', lane) == 0 then count_lane(project, class, -1) end
   end
 end
 
--- Every scope in which a build holds slots: {its set, its limit}.
+-- The sets in which a build holds slots, and the fields of their limits.
 local function scopes(project, class, key)
-  local found = {
-    {root .. 'slots:', limit_of('')},
-    {root .. 'slots:' .. project, limit_of(project)},
-    {root .. 'slots|class|' .. class, limit_of('class|' .. class)},
-  }
-  if key ~= '' then found[4] = {root .. 'slots|key|' .. project .. '|' .. key, limit_of('key|' .. project)} end
+  local found = {{'slots:', ''}, {'slots:' .. project, project}, {'slots|class|' .. class, 'class|' .. class}}
+  if key ~= '' then found[4] = {'slots|key|' .. project .. '|' .. key, 'key|' .. project} end
   return found
 end
 

@@ -2,16 +2,18 @@
 -- Hold records and indexes against each other, a few at a time; each is judged at one moment, so that nothing that goes on meanwhile is
 -- taken for a fault. The record is the truth. ARGV: root, '1' to mend or '', kind, item ...
 --   record: build ids          member: a key (without its prefix), then members of it
---   lane: `project|class|key`  turn: `project|class`
+--   lane: `project|class|key`  turn: `project|class`      key: names of idempotency keys (without the prefix)
+--   gate: fields of limits and pauses
 -- Answers: {{key, member, what is wrong} ...}
 local mend, kind = ARGV[2] == '1', ARGV[3]
-local faults = {}
+local faults, seen = {}, {}
 local STATES = {'queued', 'starting', 'running', 'publishing', 'succeeded', 'failed', 'cancelled', 'superseded'}
 local FINAL = {succeeded = true, failed = true, cancelled = true, superseded = true}
+local HOLDS = {starting = true, running = true}
 
 local function fault(key, member, what) faults[#faults + 1] = {key, member, what} end
 
--- A member that must be in a sorted set with this score, or must not be there (score nil).
+-- A member that must be in a sorted set, with this score where it is put there, or must not be there (score nil).
 local function expect(key, member, score)
   local found = redis.call('ZSCORE', root .. key, member)
   if score and not found then
@@ -23,57 +25,83 @@ local function expect(key, member, score)
   end
 end
 
-local function read(id)
-  local project, state, attempt, platforms, class, lane, score, newer =
-    unpack(redis.call('HMGET', root .. 'b:' .. id, 'project', 'state', 'attempt', 'platforms', 'class', 'lane', 'score', 'superseded_by'))
-  return project and {project = project, state = state, attempt = attempt, platforms = platforms, class = class, lane = lane, score = score, newer = newer}
+local function check_turn(project, class)
+  local before = redis.call('ZSCORE', root .. 'turns:' .. class, project)
+  local wanted = has_turn(project, class)
+  if wanted ~= (before and true or false) then
+    fault('turns:' .. class, project, wanted and 'is missing' or 'does not belong there')
+    if mend then refresh_turn(project, class) end
+  end
 end
 
-local function slot_keys(record)
-  local keys = {'slots:', 'slots:' .. record.project, 'slots|class|' .. record.class}
-  if record.lane ~= '' then keys[4] = 'slots|key|' .. record.project .. '|' .. record.lane end
-  return keys
+local function check_lane(project, class, key)
+  local lane = project .. '|' .. class .. '|' .. key
+  if seen[lane] then return end
+  seen[lane] = true
+  local head = redis.call('ZRANGE', root .. 'lane:' .. lane, 0, 0, 'WITHSCORES')[2]
+  if head then
+    for at, counted in ipairs({'classes:' .. project, 'classes'}) do
+      if redis.call('HEXISTS', root .. counted, class) == 0 then
+        fault(counted, class, 'is missing')
+        if mend then redis.call('HSET', root .. counted, class, 1) end
+      end
+    end
+  end
+  if key ~= '' then
+    local held = redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. key)
+    if held ~= redis.call('SISMEMBER', root .. 'keys:' .. project, key) then
+      fault('keys:' .. project, key, held == 1 and 'is missing' or 'does not belong there')
+      if mend then redis.call(held == 1 and 'SADD' or 'SREM', root .. 'keys:' .. project, key) end
+    end
+  end
+  local open = 'open:' .. project .. '|' .. class
+  local before = tonumber(redis.call('ZSCORE', root .. open, key) or nil)
+  local wanted = head and has_room(project, key) and tonumber(head) or nil
+  if before ~= wanted then
+    fault(open, key, not before and 'is missing' or wanted and 'is not where the first of its lane puts it' or 'does not belong there')
+    if mend then refresh_lane(project, class, key) end
+  end
+  check_turn(project, class)
+end
+
+local function read(id)
+  local project, state, attempt, platforms, class, lane, score, newer, key =
+    unpack(redis.call('HMGET', root .. 'b:' .. id, 'project', 'state', 'attempt', 'platforms', 'class', 'lane', 'score', 'superseded_by', 'key'))
+  return project and {project = project, state = state, attempt = attempt or '0', platforms = platforms, class = class, lane = lane or '', score = score, newer = newer, key = key}
 end
 
 local function check_record(id)
   local record = read(id)
   if not record then return end
-  local now = now_ms()
-  for _, state in ipairs(STATES) do
-    local score = state == record.state and 0 or nil
-    expect('i:' .. record.project .. ':' .. state, id, score)
-    expect('i::' .. state, id, score)
+  local now, project, state, before = now_ms(), record.project, record.state, #faults
+  for _, other in ipairs(STATES) do
+    expect('i:' .. project .. ':' .. other, id, other == state and 0 or nil)
+    expect('i::' .. other, id, other == state and 0 or nil)
   end
-  expect('due', id, not FINAL[record.state] and now or nil)
-  expect('finished', id, FINAL[record.state] and now or nil)
-  local lane = record.project .. '|' .. record.class .. '|' .. record.lane
-  local delayed = redis.call('ZSCORE', root .. 'delayed', id)
-  if record.state ~= 'queued' or record.newer then
-    expect('delayed', id, nil)
-    expect('q:' .. record.project, id, nil)
-    expect('lane:' .. lane, id, nil)
-  elseif delayed then
-    expect('q:' .. record.project, id, nil)
-    expect('lane:' .. lane, id, nil)
-  else
-    expect('q:' .. record.project, id, record.score)
-    expect('lane:' .. lane, id, record.score)
+  expect('due', id, not FINAL[state] and now or nil)
+  expect('finished', id, FINAL[state] and now or nil)
+  local lane = 'lane:' .. project .. '|' .. record.class .. '|' .. record.lane
+  local waits = state == 'queued' and not record.newer
+  if not waits then expect('delayed', id, nil) end
+  local ready = waits and not redis.call('ZSCORE', root .. 'delayed', id)
+  expect('q:' .. project, id, ready and record.score or nil)
+  expect(lane, id, ready and record.score or nil)
+  for _, scope in ipairs(scopes(project, record.class, record.lane)) do
+    for _, member in ipairs(members(id, record.attempt, record.platforms)) do expect(scope[1], member, HOLDS[state] and now or nil) end
   end
-  local holds = record.state == 'starting' or record.state == 'running'
-  for _, key in ipairs(slot_keys(record)) do
-    for _, member in ipairs(members(id, record.attempt, record.platforms)) do expect(key, member, holds and now or nil) end
-  end
+  if #faults > before then seen = {} end  -- what was judged before may be otherwise now
+  check_lane(project, record.class, record.lane)
 end
 
 -- Whether a record says that it is in this index.
 local function belongs(key, member, record)
   if not record then return false end
-  local holds = record.state == 'starting' or record.state == 'running'
   if string.sub(key, 1, 5) == 'slots' then
+    if not HOLDS[record.state] then return false end
     local ours = false
-    for _, slots in ipairs(slot_keys(record)) do ours = ours or slots == key end
+    for _, scope in ipairs(scopes(record.project, record.class, record.lane)) do ours = ours or scope[1] == key end
     for _, slot in ipairs(members(string.match(member, '^[^/]+'), record.attempt, record.platforms)) do
-      if slot == member then return ours and holds end
+      if slot == member then return ours end
     end
     return false
   end
@@ -82,7 +110,7 @@ local function belongs(key, member, record)
     return key == 'lane:' .. record.project .. '|' .. record.class .. '|' .. record.lane and record.state == 'queued'
   end
   if string.sub(key, 1, 2) == 'i:' then return key == 'i::' .. record.state or key == 'i:' .. record.project .. ':' .. record.state end
-  return true  -- due, delayed, finished: judged from the record
+  return true  -- due, delayed, finished: judged from the record; logs, tags: of a build that is known
 end
 
 if kind == 'record' then
@@ -91,45 +119,40 @@ elseif kind == 'member' then
   local key = ARGV[4]
   for at = 5, #ARGV do
     local member = ARGV[at]
-    if not belongs(key, member, read(string.match(member, '^[^/]+'))) and redis.call('ZSCORE', root .. key, member) then
+    local record = read(string.match(member, '^[^/:]+'))
+    if not belongs(key, member, record) and redis.call('ZSCORE', root .. key, member) then
       fault(key, member, 'does not belong there')
-      if mend then redis.call('ZREM', root .. key, member) end
+      if mend then
+        redis.call('ZREM', root .. key, member)
+        if record then check_lane(record.project, record.class, record.lane) end
+      end
     end
   end
 elseif kind == 'lane' then
+  for at = 4, #ARGV do check_lane(string.match(ARGV[at], '^([^|]*)|([^|]*)|(.*)$')) end
+elseif kind == 'turn' then
+  for at = 4, #ARGV do check_turn(string.match(ARGV[at], '^([^|]*)|(.*)$')) end
+elseif kind == 'gate' then
   for at = 4, #ARGV do
-    local project, class, key = string.match(ARGV[at], '^([^|]*)|([^|]*)|(.*)$')
-    local open = 'open:' .. project .. '|' .. class
-    local before = redis.call('ZSCORE', root .. open, key)
-    local head = redis.call('ZRANGE', root .. 'lane:' .. ARGV[at], 0, 0, 'WITHSCORES')[2]
-    local room = key == '' or redis.call('ZCARD', root .. 'slots|key|' .. project .. '|' .. key) < limit_of('key|' .. project)
-    local wanted = room and head
-    if (before and tonumber(before)) ~= (wanted and tonumber(wanted) or nil) then
-      fault(open, key, wanted and 'is not where the lane\'s first build puts it' or 'does not belong there')
-      if mend then
-        redis.call('SADD', root .. 'classes', class)
-        redis.call('SADD', root .. 'classes:' .. project, class)
-        refresh_lane(project, class, key)
-      end
+    local field = ARGV[at]
+    local limit = redis.call('HGET', root .. 'limits:set', field) or redis.call('HGET', root .. 'limits', field)
+    if limit ~= redis.call('HGET', root .. 'gates', field) then
+      fault('gates', field, 'is not the limit that holds')
+      if mend then set_gate(field) end
     end
-    if key ~= '' and redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. key) ~= redis.call('SISMEMBER', root .. 'keys:' .. project, key) then
-      fault('keys:' .. project, key, 'does not say whether the key holds slots')
-      if mend then
-        local held = redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. key) == 1
-        redis.call(held and 'SADD' or 'SREM', root .. 'keys:' .. project, key)
-      end
+    local paused = redis.call('HGET', root .. 'paused', field)
+    if paused ~= redis.call('HGET', root .. 'gates', 'p|' .. field) then
+      fault('gates', 'p|' .. field, 'does not say whether it is paused')
+      if mend then redis.call(paused and 'HSET' or 'HDEL', root .. 'gates', 'p|' .. field, paused or nil) end
     end
   end
-elseif kind == 'turn' then
+elseif kind == 'key' then
   for at = 4, #ARGV do
-    local project, class = string.match(ARGV[at], '^([^|]*)|(.*)$')
-    local before = redis.call('ZSCORE', root .. 'turns:' .. class, project)
-    local limit = limit_of(project)
-    local wanted = redis.call('EXISTS', root .. 'open:' .. project .. '|' .. class) == 1 and redis.call('HEXISTS', root .. 'paused', project) == 0
-      and (not limit or redis.call('ZCARD', root .. 'slots:' .. project) < limit)
-    if wanted ~= (before and true or false) then
-      fault('turns:' .. class, project, wanted and 'is missing' or 'does not belong there')
-      if mend then refresh_turn(project, class) end
+    local id = redis.call('GET', root .. ARGV[at])
+    local record = id and read(id)
+    if id and not (record and record.key and ARGV[at] == 'idem:' .. record.project .. ':' .. record.key) then
+      fault(ARGV[at], id, 'is of no such build')
+      if mend then redis.call('DEL', root .. ARGV[at]) end
     end
   end
 end

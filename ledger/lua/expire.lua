@@ -6,11 +6,13 @@ for _, id in ipairs(gone) do
   local project, state, attempt, idempotency = unpack(redis.call('HMGET', key, 'project', 'state', 'attempt', 'key'))
   if project then
     index('ZREM', id, project, state)
-    for number = 1, tonumber(attempt) do
+    for number = 1, tonumber(attempt or '0') do
       local name = id .. ':' .. number
       local size = tonumber(redis.call('HGET', root .. 'logs:sizes', name) or '0')
-      if size > 0 then redis.call('HINCRBY', root .. 'logs:sizes', '', -size) end
-      redis.call('HDEL', root .. 'logs:sizes', name)
+      if size > 0 then
+        redis.call('HINCRBY', root .. 'logs:sizes', '', -size)
+        redis.call('HDEL', root .. 'logs:sizes', name)
+      end
       redis.call('ZREM', root .. 'logs', name)
       redis.call('DEL', root .. 'log:' .. name)
     end
@@ -19,6 +21,7 @@ for _, id in ipairs(gone) do
     end
     redis.call('DEL', key)
   end
+  redis.call('ZREM', root .. 'tags:unsettled', id)
   redis.call('ZREM', root .. 'finished', id)
 end
 return #gone

@@ -1,12 +1,16 @@
 #!lua flags=allow-oom
--- Raise what tags of a repository are wanted to be: a later sequence wins, an earlier one changes nothing.
--- ARGV: root, repository, sequence, digest, build, tag ... Answers per tag what is wanted now: 'sequence digest build'
-local answer = {}
+-- Raise what mutable tags of a repository are wanted to be, for a build that publishes: a later push wins, an earlier one changes nothing.
+-- ARGV: root, repository, build, version that the caller has read, digest, tag ...
+-- Answers: {'missing'} | {'version', current}: somebody else publishes it | {'ok', per tag what is wanted now: 'sequence digest build'}
+local sequence, version, state = unpack(redis.call('HMGET', root .. 'b:' .. ARGV[3], 'sequence', 'version', 'state'))
+if not version then return {'missing'} end
+if version ~= ARGV[4] or state ~= 'publishing' then return {'version', version} end
+local answer = {'ok'}
 for at = 6, #ARGV do
   local key = root .. 'tags:' .. ARGV[2]
   local wanted = redis.call('HGET', key, ARGV[at])
-  if not wanted or tonumber(string.match(wanted, '^%d+')) <= tonumber(ARGV[3]) then
-    wanted = ARGV[3] .. ' ' .. ARGV[4] .. ' ' .. ARGV[5]
+  if not wanted or tonumber(string.match(wanted, '^%d+')) <= tonumber(sequence) then
+    wanted = sequence .. ' ' .. ARGV[5] .. ' ' .. ARGV[3]
     redis.call('HSET', key, ARGV[at], wanted)
   end
   answer[#answer + 1] = wanted

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
@@ -45,8 +46,18 @@ class Client:
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
-    def submit(self, request: dict[str, Any], key: str | None) -> dict[str, Any]:
-        return self._json("POST", "/v1/builds", "id", json=request, headers={"Idempotency-Key": key} if key else {})
+    def submit(self, request: dict[str, Any], key: str | None, timeout: float = 0.0) -> dict[str, Any]:
+        """Queue a build; goes on trying for `timeout` seconds while the server or Redis is away, or the queue is full. One build, however often."""
+        end = time.monotonic() + timeout
+        headers = {"Idempotency-Key": key or str(uuid4())} if key or timeout else {}
+        while True:
+            try:
+                return self._json("POST", "/v1/builds", "id", json=request, headers=headers)
+            except (ServerUnavailable, LedgerUnavailable, QueueFull):
+                pause = random.uniform(0.3, 2.0)
+                if time.monotonic() + pause > end:
+                    raise
+                time.sleep(pause)
 
     def page(self, **query: str | int | None) -> dict[str, Any]:
         return self._json("GET", "/v1/builds", "builds", params={key: value for key, value in query.items() if value is not None})

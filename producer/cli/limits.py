@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import time
 from typing import Any
 
 import click
 
 from ledger.console import say_json
-from producer.cli.client import connected
+from producer.cli.builds import TIME_IS_UP
+from producer.cli.client import Client, connected
 from producer.cli.output import age, say_rows
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_DRAIN_PULSE = 0.5
 _SCOPE = "SCOPE is `all`, `project/NAME`, `class/NAME` (a capacity class)"
 
 
@@ -35,12 +40,32 @@ def limits(scope: str | None, limit: int | None, reset: bool, as_json: bool) -> 
 
 @click.command(epilog=f"{_SCOPE}; by default `all`.")
 @click.argument("scope", default="all")
+@click.option("--drain", is_flag=True, help="Wait until nothing of it runs any more.")
+@click.option("--timeout", type=click.FloatRange(0), help="With --drain: seconds to wait at most; exits 124 after them.")
 @_JSON
-def pause(scope: str, as_json: bool) -> None:
-    """Start no more builds. Submits are still taken in, and what runs goes on."""
+def pause(scope: str, drain: bool, timeout: float | None, as_json: bool) -> None:
+    """Start no more builds. Submits are still taken in, and what runs goes on.
+
+    `crabpot pause --drain` empties the cluster: it returns once no build has a pod there.
+    """
     with connected() as client:
         found = client.pause(scope)
-    _say(found, as_json)
+        if drain and not _drained(client, scope, timeout):
+            click.echo(f"crabpot: builds of {scope} still run after {timeout:g} s; the pause goes on", err=True)
+            sys.exit(TIME_IS_UP)
+        _say(client.limits() if drain else found, as_json)
+
+
+def _drained(client: Client, scope: str, seconds: float | None) -> bool:
+    """Wait until a scope holds no slot. Whether it came to that in time."""
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    while True:
+        taken = next(row["taken"] for row in client.limits()["limits"] if row["scope"] == scope)
+        if not taken:
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(_DRAIN_PULSE)
 
 
 @click.command(epilog=f"{_SCOPE}; by default `all`.")

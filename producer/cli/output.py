@@ -91,11 +91,15 @@ def _facts(build: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "took", _took(build)
 
 
-def _estimate(given: dict[str, str] | None) -> str:
+def _estimate(given: dict[str, Any] | None) -> str:
     if given is None:
         return ""
-    times = {name: f"{_time(text).astimezone():%H:%M:%S}" for name, text in given.items()}
-    return "starts between {starts_after} and {starts_before}, ends between {ends_after} and {ends_before}".format(**times)
+    starts, ends = (
+        " to ".join(f"{_time(given[f'{what}_{side}']).astimezone():%H:%M:%S}" for side in ("after", "before"))
+        for what in ("starts", "ends")
+    )
+    low, high = (f"{seconds:.0f}" for seconds in given["spread"])
+    return f"starts {starts}, ends {ends}; the project's builds run {given['runs_for']:.0f} s ({low} to {high} s)"
 
 
 def _run(run: dict[str, Any]) -> str:

@@ -36,11 +36,14 @@ _GIT_SECONDS = 60
     "--file", "file", type=click.File("r"), help="A request as YAML or JSON (docs/requests.md); - reads standard input. Options go over it."
 )
 @click.option("--idempotency-key", help="A repeat with the same key gives the first build.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=0.0, help="Seconds to go on trying while Redis is away or the project's queue is full."
+)
 @click.option("--wait", is_flag=True, help="Wait for the end; the exit code tells it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def submit(
     project: str | None, url: str | None, ref: str | None, commit: str | None, images: Sequence[str], dockerfile: str | None, target: str | None,
-    build_args: Sequence[str], labels: Sequence[str], priority: int | None, concurrency_key: str | None, file: TextIO | None, idempotency_key: str | None, wait: bool, as_json: bool,
+    build_args: Sequence[str], labels: Sequence[str], priority: int | None, concurrency_key: str | None, file: TextIO | None, idempotency_key: str | None, timeout: float, wait: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Queue a build; prints its id."""
     request = _read(file) if file else {}
@@ -59,7 +62,7 @@ def submit(
     given |= {"build_args": _pairs("--build-arg", build_args), "labels": _pairs("--label", labels)}
     request |= {name: value for name, value in given.items() if value not in (None, [], {})}
     with connected() as client:
-        build = client.submit(request, idempotency_key)
+        build = client.submit(request, idempotency_key, timeout)
         if as_json and not wait:
             say_json(build)
         elif not as_json:

@@ -19,6 +19,7 @@ import httpx
 import yaml
 
 from ledger.build import Build, State
+from ledger.limits import Scope
 from ledger.request import BuildRequest
 from ledger.settings import Settings
 from ledger.store import Ledger
@@ -168,8 +169,10 @@ class Crabpot:
         return environment | {"CRABPOT_KUBECONFIG": str(self.kubeconfig(name))}
 
     def start(self, *names: str) -> None:
+        """Start processes: `worker`, `watch`, `serve`, or several of one kind as `worker-1`, `worker-2`."""
         for name in names:
-            self.processes[name] = Process(name, COMMANDS[name], self._environment(name), self.folder / f"{name}.log")
+            kind = name.partition("-")[0]
+            self.processes[name] = Process(name, COMMANDS[kind], self._environment(kind), self.folder / f"{name}.log")
         if "watch" in names:
             self._until_alive("watch", lambda: self._loop.run(self._ledger.leases.holder("watch")))
         if "serve" in names:
@@ -282,6 +285,20 @@ class Crabpot:
 
     def cancel(self, build: str) -> None:
         self._loop.run(cancel_build(self._ledger, build))
+
+    def leader(self) -> str | None:
+        return self._loop.run(self._ledger.leases.holder("watch"))
+
+    def limit(self, scope: str, limit: int | None) -> None:
+        """Set a limit by hand; None gives it back to the projects file."""
+        limits, where = self._ledger.limits, Scope.parse(scope)
+        self._loop.run(limits.give_back(where) if limit is None else limits.set(where, limit))
+
+    def pause(self, scope: str) -> None:
+        self._loop.run(self._ledger.limits.pause(Scope.parse(scope)))
+
+    def resume(self, scope: str) -> None:
+        self._loop.run(self._ledger.limits.resume(Scope.parse(scope)))
 
     def slots(self) -> dict[str, datetime]:
         return self._loop.run(self._ledger.slots())

@@ -94,6 +94,24 @@ async def test_definite_refusals(tmp_path: Path, reply: Reply, error: type[Clust
         assert server.count("read") == 0
 
 
+async def test_quota_that_a_pod_that_has_just_ended_still_uses_is_waited_for(tmp_path: Path) -> None:
+    async with serve(tmp_path, pace=replace(FAST, room=5.0)) as (server, cluster):
+        server.on("create", QUOTA, QUOTA, CREATED)
+        assert (await cluster.launch(LAUNCH)).uid == "uid-1"
+
+
+async def test_a_pod_that_a_webhook_changed_beyond_recognition_is_no_refusal(tmp_path: Path) -> None:
+    """It may be there: nothing is given up. A second create finds it, and it is not ours to adopt."""
+    stranger = pod_json()
+    stranger["metadata"]["labels"] = {}
+    async with serve(tmp_path) as (server, cluster):
+        server.on("create", answer(201, stranger), EXISTS)
+        server.on("read", answer(200, stranger))
+        with pytest.raises(PodConflict):
+            await cluster.launch(LAUNCH)
+        assert server.count("create") == 2
+
+
 async def test_fresh_credentials_after_401(tmp_path: Path) -> None:
     async with serve(tmp_path) as (server, cluster):
         server.on("create", no(401, "Unauthorized"), CREATED)

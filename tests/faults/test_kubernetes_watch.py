@@ -39,7 +39,7 @@ async def test_a_list_comes_in_pages(tmp_path: Path) -> None:
         snapshot = await cluster.pods()
         assert ([pod.uid for pod in snapshot.pods], snapshot.version) == (["a", "b"], "one=7")
         assert [seen.query.get("continue") for seen in server.seen] == [None, "next"]
-        assert server.seen[0].query | {"limit": "500", "labelSelector": "app.kubernetes.io/managed-by=crabpot"} == server.seen[0].query
+        assert server.seen[0].query | {"limit": "100", "labelSelector": "app.kubernetes.io/managed-by=crabpot"} == server.seen[0].query
 
 
 async def test_a_page_that_expired_is_to_be_listed_again(tmp_path: Path) -> None:

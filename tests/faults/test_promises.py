@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from datetime import timedelta
+from time import monotonic
 
 import pytest
 
@@ -31,10 +32,10 @@ async def submit(site, registry, *, commit: str = COMMIT, tags: tuple[str, ...] 
     return await submit_build_async(fields, ledger=site.ledger)
 
 
-def push(registry, build: Build, attempt: int = 1, tag: str | None = None) -> str:
+def push(registry, build: Build, attempt: int = 1, tag: str | None = None, repository: str = "team/demo") -> str:
     """What the executor does: an image in the registry; its digest."""
     raw = registry.push_image(
-        "team/demo", tag or build.request.commit, layers=(build.id.encode(),), labels={ATTEMPT_LABEL: f"{build.id}.{attempt}"}
+        repository, tag or build.request.commit, layers=(build.id.encode(),), labels={ATTEMPT_LABEL: f"{build.id}.{attempt}"}
     )
     return f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
@@ -93,7 +94,7 @@ async def test_1_a_worker_killed_between_admission_and_start(site, registry):
 async def test_1_a_worker_killed_after_the_create(site, registry):
     build = await submit(site, registry)
     admitted = await site.ledger.admit(timedelta(seconds=60))
-    await start(site.place, admitted)  # and then it was killed; no leader yet
+    await start(site.place, admitted, monotonic() + 60)  # and then it was killed; no leader yet
     await site.lead()
     await site.look_at_due()
     await site.deliver()
@@ -359,7 +360,7 @@ async def test_7_between_admission_and_start(site, registry):
     admitted = await site.ledger.admit(timedelta(seconds=60))
     assert (await cancel_build(site.ledger, build.id)).state is State.STARTING
     assert len(await site.ledger.slots()) == 1  # a create may still be on its way
-    await start(site.place, admitted)  # and here it comes
+    await start(site.place, admitted, monotonic() + 60)  # and here it comes
     ended = await site.reaches(build.id, CANCELLED)
     assert await site.ledger.slots() == {}
     assert ended.reason is Reason.CANCELLED

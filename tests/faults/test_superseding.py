@@ -77,7 +77,7 @@ async def test_what_runs_is_ended_where_the_project_wants_that(site, registry, k
     await site.look_at_due()
     ended = await site.reaches(old.id, State.SUPERSEDED)
     assert (ended.superseded_by, pod in site.cluster.live) == (new.id, False)
-    assert await events_of(site, old.id) == ["queued", "started", "cancelrequested", "superseded", "finished"]
+    assert await events_of(site, old.id) == ["queued", "started", "superseded", "finished"]
     assert not await site.ledger.slots()
 
 

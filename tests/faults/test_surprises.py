@@ -20,12 +20,14 @@ from tests.faults.test_promises import push, started, submit
 from worker.admission import dispatch
 from worker.cluster import PodName
 from worker.ending import end_attempt
+from worker.liveness import Liveness
 from worker.logs import Captures
 from worker.outcome import Outcome
 from worker.registries import Registries
 from worker.watcher import _watch_due, stand_by
 
 HOUR = timedelta(hours=1)
+LIVELY = Liveness(None)
 
 
 async def test_a_build_that_cannot_be_composed_fails_and_the_others_start(site, registry, monkeypatch):
@@ -130,7 +132,7 @@ async def test_a_slow_pod_does_not_hold_up_what_else_is_due(site, registry, monk
     monkeypatch.setattr(site.cluster, "delete", slow)
     for build in (one, other):
         await cancel_build(site.ledger, build.id)
-    looking = asyncio.create_task(_watch_due(site.place, site.nudges, site.observer, site.reconciler))
+    looking = asyncio.create_task(_watch_due(site.place, site.nudges, LIVELY, site.observer, site.reconciler))
     await site.reaches(other.id, State.CANCELLED)
     looking.cancel()
 
@@ -162,7 +164,7 @@ async def test_a_leader_that_fails_while_it_is_stopped_stops(site, registry, mon
             raise LedgerUnavailable
 
     monkeypatch.setattr(type(site.ledger), "events", events)
-    standing = asyncio.create_task(stand_by(site.place, site.nudges))
+    standing = asyncio.create_task(stand_by(site.place, site.nudges, LIVELY))
     async with asyncio.timeout(5):
         await leading.wait()
     standing.cancel()
@@ -185,7 +187,7 @@ async def test_a_leader_that_lost_the_lead_leads_again(site, registry, monkeypat
         return await wait_for_events(*arguments, **options)
 
     monkeypatch.setattr(type(site.ledger), "events", events)
-    standing = asyncio.create_task(stand_by(site.place, site.nudges))
+    standing = asyncio.create_task(stand_by(site.place, site.nudges, LIVELY))
     async with asyncio.timeout(15):
         while lost <= 3:
             assert not standing.done()

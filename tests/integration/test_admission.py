@@ -7,10 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from ledger.build import Reason, State
-from ledger.errors import NotFound, QueueFull, RequestInvalid
+from ledger.build import Again, Reason, State, milliseconds
+from ledger.errors import LedgerFull, NotFound, QueueFull, RequestInvalid
 from ledger.limits import Scope
 from ledger.projects import parse_projects
+from ledger.settings import Settings
+from ledger.store import Ledger
 from ledger.submission import Push, draft
 from producer.submit import submit_build_async, submit_drafts
 from tests.requests import make_request
@@ -81,8 +83,8 @@ async def test_slots_are_shared_by_weight(queue):
         await end(queue, running.pop(0))
         running += (taken := await admit(queue, 2))
         order += taken
-    assert sum(build in other for build in order) == pytest.approx(30, abs=1)
-    assert sum(build in demo for build in order) == pytest.approx(10, abs=1)
+    assert sum(build in other for build in order) == pytest.approx(30, abs=4)
+    assert sum(build in demo for build in order) == pytest.approx(10, abs=4)
 
 
 async def test_a_long_queue_does_not_delay_another_projects_first_build(queue):
@@ -104,6 +106,72 @@ async def test_waiting_for_a_full_class_saves_up_no_turns(queue):
     await submit(queue, 30, project="other")
     taken = [(await queue.read(build)).project for build in await admit(queue, 16)]
     assert taken.count("demo") == pytest.approx(4, abs=1)  # its weight's share, and not nothing
+
+
+async def test_of_a_projects_classes_the_best_build_goes_first(queue):
+    """Both have room: a steady flow in one must not hold back the other."""
+    await queue.limits.give_back(Scope.parse("class/arm64"))
+    await queue.limits.set(Scope.parse("class/arm64"), 50)
+    first = await submit(queue, 1, platforms=["linux/arm64"])
+    second = await submit(queue)
+    third = await submit(queue, 1, platforms=["linux/arm64"])
+    fourth, best = await submit(queue), await submit(queue, priority=50)
+    assert await admit(queue, 9) == [*best, *first, *second, *third, *fourth]
+
+
+async def test_a_share_is_of_the_time_that_slots_are_held(queue):
+    """Of two projects of one weight, whose builds take an hour does not end with all slots."""
+    await queue.store_projects(parse_projects(FILE.replace("weight: 3, ", "").replace("max_builds: 100", "max_builds: 1")))
+    root, command = queue.connection.keys.root, queue.connection.command
+    held = {"demo": 0.0, "other": 0.0}
+    for _ in range(30):
+        await submit(queue), await submit(queue, project="other")
+        (running,) = await admit(queue, 1)
+        record = await queue.read(running)
+        minutes = 60 if record.project == "demo" else 1
+        await command("HINCRBY", f"{root}b:{running}", "admitted", -60_000 * minutes)
+        held[record.project] += minutes
+        await end(queue, running)
+    assert held["demo"] <= 60 * 2
+    assert held["other"] >= 25
+
+
+async def test_classes_that_nobody_waits_for_are_forgotten(queue):
+    await submit(queue, 2, placement={"capacity_class": "large"})
+    blocked = await submit(queue, 2, concurrency_key="k") + await submit(queue, 1, concurrency_key="k")
+    assert set(await queue.connection.command("HKEYS", queue.connection.keys.classes)) == {b"amd64", b"large"}
+    admitted = await admit(queue, 9)
+    assert await queue.connection.command("HGETALL", queue.connection.keys.classes) == {b"amd64": b"1"}  # one waits for its key
+    await end(queue, admitted[-1])
+    assert await admit(queue, 9) == [blocked[2]]
+    assert await queue.connection.command("HLEN", queue.connection.keys.classes) == 0
+
+
+async def test_all_platforms_are_admitted_in_one_call_or_none_is(queue):
+    """More than one come with the issue on several architectures; the ledger is ready for them."""
+    await queue.limits.set(Scope.parse("project/demo"), 3)
+    (wide,) = await submit(queue)
+    await queue.connection.command("HSET", queue.connection.keys.build(wide), "platforms", "linux/amd64,linux/arm64")
+    others = await submit(queue, 2, priority=1)
+    elsewhere = await submit(queue, project="other")
+    assert set(await admit(queue, 3)) == {*others, *elsewhere}  # one slot is left for two platforms
+    assert await queue.admit(MINUTE) is None
+    assert len(await queue.slots()) == 3
+    await end(queue, others[0])
+    assert await admit(queue, 1) == [wide]
+    assert {member.rpartition("/")[0] for member in await queue.slots() if member.startswith(wide)} == {f"{wide}/1/linux"}
+    assert len(await queue.slots()) == 4
+
+
+async def test_a_wrong_index_stops_nobody(queue):
+    root, command = queue.connection.keys.root, queue.connection.command
+    await command("ZADD", f"{root}turns:amd64", -1, "nobody", -2, "demo")
+    await command("HSET", f"{root}classes", "amd64", 1)
+    await command("ZADD", f"{root}open:demo|amd64", 0, "no such lane")
+    gone = (await submit(queue))[0]
+    await command("DEL", queue.connection.keys.build(gone))
+    builds = await submit(queue, 2)
+    assert await admit(queue, 3) == builds
 
 
 async def test_a_point_of_priority_is_a_minute_of_waiting(queue):
@@ -186,6 +254,26 @@ async def test_what_limits_cannot_be(queue):
         await queue.limits.pause(Scope.parse("keys/demo"))
 
 
+async def test_what_was_taken_in_is_told_again_although_the_queue_is_full(queue):
+    """The answer to the submit that filled it was lost: told `full`, its sender would submit it a second time."""
+    await submit(queue, 38, project="other")
+    last = draft(make_request(project="other"))
+    keyed = await submit_build_async(make_request(project="other"), idempotency_key="k", ledger=queue)
+    (taken,) = await submit_drafts(queue, [last])
+    with pytest.raises(QueueFull):
+        await submit(queue, 1, project="other")
+    (again,) = await submit_drafts(queue, [last])
+    assert (again.id, again.version) == (taken.id, 0)
+    assert (await submit_build_async(make_request(project="other"), idempotency_key="k", ledger=queue)).id == keyed.id
+
+
+async def test_a_push_that_takes_the_place_of_one_that_waits_is_not_one_more(queue):
+    first = await pushed(queue, 1, project="other")
+    await submit(queue, 39, project="other")
+    second = await pushed(queue, 2, project="other")
+    assert (await queue.read(first)).superseded_by == second
+
+
 async def test_a_full_queue_takes_no_more_of_its_project(queue):
     await submit(queue, 39, project="other")
     two = [draft(make_request(project="other")), draft(make_request(project="other"))]
@@ -199,6 +287,52 @@ async def test_a_full_queue_takes_no_more_of_its_project(queue):
     await submit(queue, 1)
     await admit(queue, 2)
     await submit(queue, 1, project="other")
+
+
+async def test_memory_that_is_short_refuses_what_is_new_and_nothing_else(own_redis, projects):
+    ledger = Ledger.open(Settings(redis_url=own_redis.url))
+    await ledger.store_projects(projects)
+    running = await submit_build_async(make_request(), ledger=ledger)
+    admitted = await ledger.admit(MINUTE)
+    assert not await ledger.guard_memory()
+    used = (await ledger.connection.command("INFO", "memory"))["used_memory"]
+    await ledger.connection.command("CONFIG", "SET", "maxmemory", int(used * 1.05))
+    assert await ledger.guard_memory()
+    with pytest.raises(LedgerFull, match="maxmemory") as refused:
+        await submit_build_async(make_request(), ledger=ledger)
+    assert refused.value.retryable
+    await ledger.connection.command("CONFIG", "SET", "maxmemory", int(used * 0.9))  # Redis itself refuses now
+    await ledger.store_projects(projects)
+    await ledger.limits.pause(Scope.parse("all"))
+    await ledger.transition(admitted, State.FAILED, due=None, reason=Reason.BUILD_FAILED)
+    assert (await ledger.read(running.id)).state is State.FAILED
+    await ledger.connection.command("CONFIG", "SET", "maxmemory", 0)
+    await ledger.connection.command("DEL", ledger.connection.keys.full)
+    assert not await ledger.guard_memory()
+    await submit_build_async(make_request(), ledger=ledger)
+    await ledger.close()
+
+
+async def test_time_that_was_paused_is_known(queue):
+    """Overlapping pauses count once."""
+    build = await queue.read((await submit(queue))[0])
+    since = build.created
+    assert await queue.limits.paused(build, since, since + MINUTE) == (False, timedelta(0))
+    key = queue.connection.keys.pauses
+    at = milliseconds(since)
+    await queue.connection.command("RPUSH", key(""), f"{at - 5000} {at + 10000}", f"{at + 20000} {at + 30000}")
+    await queue.connection.command("RPUSH", key(["project", "demo"][1]), f"{at + 5000} {at + 25000}")
+    assert await queue.limits.paused(build, since, since + MINUTE) == (False, timedelta(seconds=30))
+    await queue.connection.command("HSET", queue.connection.keys.paused, "class|amd64", at + 40000)
+    assert await queue.limits.paused(build, since, since + MINUTE) == (True, timedelta(seconds=50))
+
+
+async def test_what_is_paused_can_be_resumed_although_it_left_the_file(queue):
+    await queue.limits.pause(Scope.parse("project/demo"))
+    await queue.store_projects(parse_projects("version: 1\nprojects: {other: {}}"))
+    assert await queue.limits.resume(Scope.parse("project/demo"))
+    with pytest.raises(NotFound):
+        await queue.limits.resume(Scope.parse("project/demo"))
 
 
 async def pushed(ledger, number, ref="refs/heads/main", **changes):
@@ -230,6 +364,6 @@ async def test_a_project_may_keep_every_push(ledger):
 async def test_a_superseded_retry_is_not_promoted(queue):
     first = await pushed(queue, 1)
     assert await admit(queue, 1) == [first]
-    await queue.transition(await queue.read(first), State.QUEUED, due=MINUTE, delay=timedelta(0))
+    await queue.transition(await queue.read(first), State.QUEUED, due=MINUTE, again=Again(timedelta(0)))
     second = await pushed(queue, 2)
     assert await admit(queue, 9) == [second]

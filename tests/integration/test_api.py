@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ledger.build import Reason, State
+from ledger.build import Again, Reason, State
 from ledger.errors import LedgerUnavailable
 from ledger.logbook import Line
 from ledger.settings import Settings
@@ -168,7 +168,7 @@ async def test_a_log_is_followed_over_a_retry_to_the_end(api, ledger):
         first = await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
         await ledger.logs.append(build, 1, [Line(NOW, "one")])
         await ledger.logs.append(build, 1, [], complete=True)
-        await ledger.transition(first, State.QUEUED, due=MINUTE, delay=timedelta(0))
+        await ledger.transition(first, State.QUEUED, due=MINUTE, again=Again(timedelta(0)))
         while (second := await ledger.admit(MINUTE)) is None:
             await asyncio.sleep(0.01)
         await ledger.logs.append(build, 2, [Line(NOW, "two"), Line(NOW, "three")])

@@ -275,3 +275,57 @@ async def test_limits_pauses_and_retries(crabpot, ledger):
     await crabpot("cancel", build)
     code, out, err = await crabpot("retry", build)
     assert (code, err, (await ledger.read(out.strip())).state) == (0, "", State.QUEUED)
+
+
+async def test_a_drain_waits_for_what_runs(crabpot, ledger):
+    build = await submitted(crabpot)
+    running = await ledger.admit(MINUTE)
+    code, out, err = await crabpot("pause", "--drain", "--timeout", "0.2")
+    assert (code, out, "still run" in err) == (124, "", True)
+    draining = asyncio.create_task(crabpot("pause", "--drain", "--json"))
+    await asyncio.sleep(0.5)
+    await ledger.transition(running, State.FAILED, due=None, reason=Reason.BUILD_FAILED)
+    code, out, _ = await draining
+    assert (code, json.loads(out)["limits"][0]["taken"]) == (0, 0)
+    assert await ledger.admit(MINUTE) is None
+    assert (await ledger.read(build)).state is State.FAILED
+
+
+async def test_a_submit_goes_on_trying_while_the_queue_is_full(crabpot, ledger, projects):
+    demo = projects.projects["demo"].model_copy(update={"max_queued": 1})
+    await ledger.store_projects(projects.model_copy(update={"projects": {"demo": demo}}))
+    await submitted(crabpot)
+    arguments = ("submit", "--project", "demo", "--git", URL, "--commit", COMMIT, "-t", IMAGE)
+    code, out, err = await crabpot(*arguments)
+    assert (code, out, "max_queued" in err) == (4, "", True)
+    trying = asyncio.create_task(crabpot(*arguments, "--timeout", "30"))
+    await asyncio.sleep(0.5)
+    await ledger.admit(MINUTE)
+    code, out, err = await trying
+    assert (code, err, (await ledger.read(out.strip())).state) == (0, "", State.QUEUED)
+
+
+async def test_the_doctor_looks_at_the_ledger(crabpot, ledger):
+    build = await submitted(crabpot)
+    code, out, _ = await crabpot("doctor", "--ledger")
+    assert (code, "agrees with the records of 1 builds" in out) == (0, True)
+    await ledger.connection.command("ZREM", ledger.connection.keys.due, build)
+    code, out, _ = await crabpot("doctor", "--ledger")
+    assert (code, f"{build} in due is missing" in out, "--mend" in out) == (1, True, True)
+    code, out, _ = await crabpot("doctor", "--ledger", "--mend", "--json")
+    assert (code, json.loads(out)["found"]) == (0, f"{build} in due is missing; mended")
+    assert (await crabpot("doctor", "--ledger"))[0] == 0
+    assert (await crabpot("doctor", "--mend"))[0] == 2
+
+
+async def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(crabpot, ledger, tmp_path):
+    environment = {"CRABPOT_CLUSTER": "local", "CRABPOT_STATE": str(tmp_path)}
+    code, out, _ = await crabpot("doctor", **environment)
+    assert code == 1
+    assert "FAULT watcher: none leads\n      start `crabpot watch`" in out
+    assert "ok    redis persistence: appendonly yes" in out
+    assert "FAULT registry registry.example.com/team/demo:" in out
+    code, out, _ = await crabpot("doctor", "--json", CRABPOT_REDIS_URL="redis://127.0.0.1:1/0")
+    assert (code, json.loads(out)["mend"].startswith("start Redis")) == (1, True)
+    code, out, _ = await crabpot("doctor", **environment, CRABPOT_PROJECTS=str(tmp_path / "none.yaml"))
+    assert "FAULT projects file:" in out

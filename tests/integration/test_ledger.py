@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from ledger.build import Reason, State
+from ledger.build import Again, Reason, State
 from ledger.errors import (
     FenceLost,
     LedgerFull,
@@ -27,7 +27,6 @@ from ledger.logbook import Line
 from ledger.settings import Settings
 from ledger.store import Ledger
 from ledger.submission import Push, Seen, draft
-from ledger.tags import Wanted
 from producer.submit import submit_build_async, submit_drafts, wait_for_build_async
 from tests.requests import COMMIT, NOW, make_request
 
@@ -177,7 +176,9 @@ async def test_a_fence_that_is_not_held_writes_nothing(ledger):
 async def test_a_retry_waits_for_its_time(ledger):
     await submit(ledger)
     build = await ledger.admit(MINUTE)
-    delayed = await ledger.transition(build, State.QUEUED, due=timedelta(hours=1), delay=timedelta(milliseconds=50), reason=Reason.POD_LOST)
+    delayed = await ledger.transition(
+        build, State.QUEUED, due=timedelta(hours=1), again=Again(timedelta(milliseconds=50)), reason=Reason.POD_LOST
+    )
     assert await ledger.admit(MINUTE) is None
     assert (await ledger.read(build.id)).not_before is not None
     assert (await ledger.waiting(delayed)).position is None
@@ -261,17 +262,42 @@ async def test_finished_builds_are_forgotten_whole(redis_url, projects):
         await asyncio.sleep(0.002)
     left = set(await ledger.connection.command("KEYS", "*")) - empty
     root = ledger.connection.keys.root
-    assert left <= {f"{root}{name}".encode() for name in ("seq", "events", "clock", "classes", "classes:demo", "logs:sizes")}
+    assert left <= {f"{root}{name}".encode() for name in ("seq", "events", "shares", "logs:sizes")}
     with pytest.raises(NotFound):
         await ledger.read(build.id)
     await ledger.close()
 
 
-async def test_wanted_tags_are_only_raised(ledger):
-    async def want(sequence):
-        return (await ledger.tags.want("r.example.com/app", ["latest"], Wanted(sequence, f"sha256:{sequence:064}", "b")))["latest"].sequence
+async def publishing(ledger):
+    """A build whose image is pushed."""
+    build = (await submit(ledger))[0]
+    while (admitted := await ledger.admit(MINUTE)).id != build.id:
+        pass
+    run = await ledger.transition(admitted, State.RUNNING, due=MINUTE)
+    return await ledger.transition(run, State.PUBLISHING, due=MINUTE, digest=f"sha256:{build.sequence:064}")
 
-    assert [await want(5), await want(3), await want(7), await want(5)] == [5, 5, 7, 7]
+
+async def test_wanted_tags_are_only_raised(ledger):
+    builds = [await publishing(ledger) for _ in range(3)]
+
+    async def want(build):
+        return (await ledger.tags.want("r.example.com/app", ["latest"], build))["latest"].sequence
+
+    assert [await want(builds[number]) for number in (1, 0, 2, 1)] == [2, 2, 3, 3]
+
+
+async def test_who_no_longer_publishes_a_build_raises_no_tag(ledger):
+    build = await publishing(ledger)
+    other = await ledger.transition(build, State.PUBLISHING, due=MINUTE, claimed=True)
+    with pytest.raises(VersionConflict):
+        await ledger.tags.want("r.example.com/app", ["latest"], build)
+    with pytest.raises(VersionConflict):
+        await ledger.hold(build, MINUTE)
+    await ledger.hold(other, MINUTE)
+    await ledger.transition(other, State.SUCCEEDED, due=None)
+    with pytest.raises(VersionConflict):
+        await ledger.hold(other, MINUTE)
+    assert await ledger.tags.wanted("r.example.com/app", "latest") is None
 
 
 async def test_a_full_redis_refuses_submits_and_lets_the_rest_finish(own_redis, projects):

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from ledger.build import FINAL, Build, State
+from ledger.audit import Audit, Fault
+from ledger.build import FINAL, Again, Build, State
 from ledger.errors import TooLate, VersionConflict
 from ledger.limits import Scope
 from ledger.projects import Limits, Projects
@@ -144,7 +145,14 @@ class LedgerMachine(RuleBasedStateMachine):
         if state in (State.STARTING, State.RUNNING) and not record.state.holds_slots:
             return  # only an admission takes slots
         try:
-            self.run(self.ledger.transition(record.model_copy(update={"version": record.version - stale}), state, due=HOUR, delay=wait))
+            self.run(
+                self.ledger.transition(
+                    record.model_copy(update={"version": record.version - stale}),
+                    state,
+                    due=HOUR,
+                    again=None if wait is None else Again(wait),
+                )
+            )
         except TooLate:
             assert record.state in FINAL
         except VersionConflict:
@@ -195,6 +203,13 @@ class LedgerMachine(RuleBasedStateMachine):
         left = {build.id for build in self.run(self.ledger.page(limit=500)).builds}
         assert self.known - left <= ended
         self.known = left
+
+    @invariant()
+    def the_audit_finds_nothing(self) -> None:
+        async def look() -> list[Fault]:
+            return [fault async for faults in Audit(self.ledger.connection, mend=False).all() for fault in faults]
+
+        assert self.run(look()) == []
 
     @invariant()
     def everything_agrees(self) -> None:

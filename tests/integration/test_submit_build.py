@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -176,6 +177,41 @@ def test_an_interrupt_of_a_thread_that_waits_holds_up_nobody(redis, monkeypatch)
         going_on.set()
         assert first.result(10).sequence == 2
         assert later.result(10).sequence == 3
+
+
+def test_a_submit_may_wait_until_redis_is_back(redis):
+    submit_build(make_request())
+    redis.kill()
+    back = threading.Timer(1.0, redis.start)
+    back.start()
+    build = submit_build(make_request(), timeout=30)
+    back.join()
+    assert build.sequence == 2
+    assert in_ledger(redis.url, lambda ledger: ledger.count())[State.QUEUED] == 2
+
+
+def test_waiting_has_an_end(redis):
+    redis.kill()
+    with pytest.raises(LedgerUnavailable):
+        submit_build(make_request(), timeout=0.5)
+    redis.start()
+
+
+def test_redis_over_a_unix_socket(tmp_path, projects, point_at):
+    path = tmp_path / "s"
+    server = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", path, "--dir", tmp_path, "--appendonly", "yes", "--save", ""],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not path.exists():
+            time.sleep(0.01)
+        in_ledger(f"unix://{path}", lambda ledger: ledger.store_projects(projects))
+        point_at(f"unix://{path}")
+        assert submit_build(make_request()).sequence == 1
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def test_waiting_for_a_build(redis):

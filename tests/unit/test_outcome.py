@@ -59,6 +59,8 @@ def test_absence_is_no_success() -> None:
         ("start-error", Reason.START_FAILED),
         ("exit-137", Reason.OUT_OF_MEMORY),
         ("failed", Reason.UNKNOWN),
+        ("succeeded-no-digest", Reason.UNKNOWN),
+        ("node-deleted", Reason.NODE_LOST),
     ],
 )
 def test_what_the_cluster_says(name: str, reason: Reason) -> None:
@@ -195,7 +197,9 @@ def test_messages_say_what_happened_and_what_to_do() -> None:
         ("image-pull-backoff", Reason.IMAGE_PULL),
         ("invalid-image-name", Reason.CONFIG_ERROR),
         ("config-error", Reason.CONFIG_ERROR),
+        ("err-image-never-pull", Reason.CONFIG_ERROR),
         ("unschedulable", Reason.UNSCHEDULABLE),
+        ("node-tainted", None),  # it runs, as far as anybody knows: its node is waited for
     ],
 )
 def test_pending(name: str, reason: Reason | None) -> None:

@@ -48,6 +48,10 @@ def pod(name: str) -> Pod:
         ("deleted-before-start", Phase.ENDED, 137, "ContainerStatusUnknown"),
         ("out-of-memory-node", Phase.ENDED, None, "OutOfmemory"),
         ("start-error", Phase.ENDED, 128, "StartError"),
+        ("err-image-never-pull", Phase.PENDING, None, "ErrImageNeverPull"),
+        ("succeeded-no-digest", Phase.ENDED, 0, "Completed"),
+        ("node-deleted", Phase.ENDED, None, "DeletionByPodGC"),
+        ("node-tainted", Phase.RUNNING, None, "DeletionByTaintManager"),
     ],
 )
 def test_phase_and_reason(name: str, phase: Phase, exit_code: int | None, reason: str | None) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound, PodConflict, WatchExpired
+from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, NoRoom, NotFound, PodConflict, WatchExpired
 from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
 from worker.cluster.answers import failure_of, refusal_of
 from worker.cluster.connection import JSON, PATCH, Api, Silent
 from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
-from worker.cluster.manifest import CONTAINER, FINALIZER, SELECTOR, pod_manifest
+from worker.cluster.manifest import CONTAINER, FINALIZER, LEDGER, SELECTOR, pod_manifest, selector
 from worker.cluster.pod_status import pod_of_ours, read_pod
 from worker.cluster.turns import Turns
 from worker.cluster.watching import Pace, follow, lines_of
@@ -31,7 +31,8 @@ READABLE = "crabpot.dev/readable"
 WORKER_RIGHTS = (("create", "pods", ""), ("get", "pods", ""))
 WATCH_RIGHTS = (*((verb, "pods", "") for verb in ("list", "watch", "patch", "delete")), ("get", "pods", "log"), ("list", "events", ""))
 """(verb, resource, subresource) that each process's account needs in every namespace of builds."""
-_PAGE = 500
+_PAGE = 100
+"""Pods of one answer to a list: a thousand at once, parsed, would be the most memory that the process ever needs."""
 
 
 class Home(NamedTuple):
@@ -48,10 +49,13 @@ class KubernetesCluster:
         self,
         namespaces: Sequence[str],
         *,
+        ledger: str = "",
         kubeconfig: Path | None = None,
         context: str | None = None,
         pace: Pace | None = None,
     ) -> None:
+        """`ledger` is the identity of the ledger whose pods these are; without one, all crabpots' pods are taken for ours."""
+        self._ledger, self._selector = ledger, selector(ledger)
         self._namespaces, self._pace = tuple(namespaces), pace or Pace()
         self._api = Api(kubeconfig, context, self._pace)
         self._homes: dict[PodName, Home] = {}
@@ -67,29 +71,31 @@ class KubernetesCluster:
             self._wider = asyncio.Event()
 
     async def launch(self, launch: Launch) -> Pod:
-        path, body = f"/api/v1/namespaces/{launch.namespace}/pods", pod_manifest(launch)
+        path, body = f"/api/v1/namespaces/{launch.namespace}/pods", pod_manifest(launch, self._ledger)
         # The server gives a create up before we stop asking, so that none is committed after our last word.
         query = {"timeout": f"{ceil(self._pace.answer)}s"}
-        end = monotonic() + self._pace.launch
+        begun = monotonic()
         failures, doubtful = 0, False
+        trouble: ClusterError
         while True:
             try:
                 answer = await self._api.call("POST", path, query=query, body=body)
-                if answer.ok and answer.body:
-                    return read_pod(answer.body)
+                if answer.ok and answer.body and (pod := pod_of_ours(answer.body)):
+                    return pod
                 refusal = refusal_of(answer)
-                if refusal and not doubtful:
+                # A pod that has just ended uses its namespace's quota for a moment longer.
+                if refusal and not doubtful and not (isinstance(refusal, NoRoom) and monotonic() < begun + self._pace.room):
                     raise refusal
                 # After a doubtful create even a refusal proves nothing: quota is checked before the name, and used by the pod itself.
-                if (refusal or answer.reason == "AlreadyExists") and (pod := await self._adopt(launch)):
+                if ((refusal and doubtful) or answer.reason == "AlreadyExists") and (pod := await self._adopt(launch)):
                     return pod
                 trouble = ClusterUnavailable(f"could not create the pod {launch.pod}: {answer.message}", retry_after=answer.retry_after)
-                doubtful |= answer.status >= 500 or answer.body is None
+                doubtful |= answer.ok or answer.status >= 500 or answer.body is None
             except ClusterUnavailable as error:
                 trouble, doubtful = error, True
             failures += 1
             pause = max(self._pace.pause(failures), trouble.retry_after or 0.0)
-            if monotonic() + pause > end:
+            if monotonic() + pause > begun + self._pace.launch:
                 raise trouble
             await asyncio.sleep(pause)
 
@@ -120,7 +126,7 @@ class KubernetesCluster:
 
     async def _list(self, namespace: str) -> tuple[list[Pod], str]:
         pods: list[Pod] = []
-        query = {"labelSelector": SELECTOR, "limit": _PAGE}
+        query = {"labelSelector": self._selector, "limit": _PAGE}
         while True:
             answer = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
             if not answer.ok or answer.body is None:
@@ -177,7 +183,7 @@ class KubernetesCluster:
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
-            "labelSelector": SELECTOR,
+            "labelSelector": self._selector,
             "resourceVersion": version,
             "timeoutSeconds": ceil(seconds),
         }
@@ -262,6 +268,14 @@ class KubernetesCluster:
                 f"the Secret {name} is not labelled for crabpot; if its owner agrees: kubectl -n {namespace} label secret {name} {READABLE}=true"
             )
         return {key: base64.b64decode(value) for key, value in (answer.body.get("data") or {}).items()}
+
+    async def strangers(self, namespace: str) -> list[str]:
+        """Pods there that another crabpot made, or this one with another ledger: nobody here takes our finalizer off them."""
+        query = {"labelSelector": f"{SELECTOR},{LEDGER}!={self._ledger}", "limit": _PAGE}
+        answer = await self._api.call("GET", f"/api/v1/namespaces/{namespace}/pods", query=query)
+        if not answer.ok or answer.body is None:
+            raise failure_of(answer, f"list pods in {namespace}")
+        return [pod["metadata"]["name"] for pod in answer.body["items"]]
 
     async def check_rights(self, namespace: str, rights: Iterable[tuple[str, str, str]] = (*WORKER_RIGHTS, *WATCH_RIGHTS)) -> list[str]:
         """What this account may not do there and should, as "create pods"."""

@@ -19,6 +19,8 @@ FINALIZER = "crabpot.dev/record-end"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 BUILD, ATTEMPT, PROJECT, PLATFORM = "crabpot.dev/build", "crabpot.dev/attempt", "crabpot.dev/project", "crabpot.dev/platform"
 """The platform is an annotation, since a label's value holds no slash."""
+LEDGER = "crabpot.dev/ledger"
+"""Whose pod it is: another crabpot may use the same namespace, and a Redis that lost its data must not take what runs for orphans."""
 SELECTOR = f"{MANAGED_BY}=crabpot"
 TERMINATION_GRACE = 5
 """Seconds; Kaniko has nothing to save when it is told to stop."""
@@ -30,15 +32,27 @@ _SECURITY = {
 }
 
 
-def pod_manifest(launch: Launch) -> dict[str, Any]:
-    """The pod to create, as JSON."""
+def selector(ledger: str) -> str:
+    """The label selector of a ledger's pods; of every crabpot's where none is named."""
+    return f"{SELECTOR},{LEDGER}={ledger}" if ledger else SELECTOR
+
+
+def pod_manifest(launch: Launch, ledger: str = "") -> dict[str, Any]:
+    """The pod to create, as JSON; `ledger` is the identity of the ledger whose build it is."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": launch.pod,
             "namespace": launch.namespace,
-            "labels": {**launch.labels, MANAGED_BY: "crabpot", BUILD: launch.build, ATTEMPT: str(launch.attempt), PROJECT: launch.project},
+            "labels": {
+                **launch.labels,
+                MANAGED_BY: "crabpot",
+                **({LEDGER: ledger} if ledger else {}),
+                BUILD: launch.build,
+                ATTEMPT: str(launch.attempt),
+                PROJECT: launch.project,
+            },
             "annotations": {**launch.annotations, PLATFORM: launch.platform},
             "finalizers": [FINALIZER],
         },

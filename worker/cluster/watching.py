@@ -31,6 +31,8 @@ class Pace:
     """The longest silence within an answer; the server is asked to give up a create sooner."""
     launch: float = 45.0
     """How long a create whose outcome is open is repeated; longer than a create can take on the server."""
+    room: float = 5.0
+    """How long a create that finds the namespace's quota used up is repeated."""
     watch: float = 60.0
     """How long the server keeps a watch open, give or take a quarter; a dead line is noticed after this."""
     watch_failures: int = 6

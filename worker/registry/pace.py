@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ledger.errors import RateLimited
+from ledger.errors import MOST_PATIENCE, RateLimited
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 """Seconds to leave a registry alone that asks for fewer requests and does not say for how long: doubled each time in a row."""
@@ -96,7 +96,7 @@ class Budget:
         wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (self._refusals - 1)) if seconds is None else seconds
         if self._clock() >= self._held_until:  # of many refused at the same moment only the first slows down
             self._interval = min(_SLOWEST, max(2 * self._interval, _SLOWER))
-        self._held_until = max(self._held_until, self._clock() + wait)
+        self._held_until = max(self._held_until, self._clock() + min(wait, MOST_PATIENCE))
 
     def recover(self) -> None:
         """The registry has answered well."""

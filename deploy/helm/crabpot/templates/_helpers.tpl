@@ -71,6 +71,20 @@ resources: {{- toYaml .resources | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- define "crabpot.alive" -}}
+# The process touches the file while its work goes on, also while Redis or the cluster is away: then a restart would mend nothing.
+startupProbe:
+  exec: {command: [python, -m, worker.alive, /tmp/alive]}
+  periodSeconds: 5
+  timeoutSeconds: 10
+  failureThreshold: 24
+livenessProbe:
+  exec: {command: [python, -m, worker.alive, /tmp/alive]}
+  periodSeconds: 20
+  timeoutSeconds: 10
+  failureThreshold: 3
+{{- end }}
+
 {{- define "crabpot.account" -}}
 apiVersion: v1
 kind: ServiceAccount

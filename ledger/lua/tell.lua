@@ -1,0 +1,7 @@
+#!lua flags=allow-oom
+-- Put an event into the stream that no change of a build carries, and take out of `mended` what it tells.
+-- ARGV: root, lease, fence, event stream length, event, how many of `mended`. Answers 1, or 0 where the fence is lost.
+if redis.call('HGET', root .. 'lease:' .. ARGV[2], 'fence') ~= ARGV[3] then return 0 end
+publish_event(ARGV[5], ARGV[4])
+if ARGV[6] ~= '0' then redis.call('LTRIM', root .. 'mended', ARGV[6], -1) end
+return 1
