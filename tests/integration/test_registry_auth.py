@@ -21,10 +21,11 @@ from tests.integration.registry_server import (
     Reply,
     Request,
     TokenServer,
+    digest_of,
     run_registry,
     scripted,
 )
-from worker.registry import Anonymous, Credentials, DockerConfig, RegistryClient
+from worker.registry import Anonymous, Credentials, Descriptor, DockerConfig, RegistryClient
 from worker.registry.auth import Authorizer, Scope
 from worker.registry.wire import Timeouts, Wire
 
@@ -231,3 +232,54 @@ async def test_an_https_registry_cannot_lure_the_credential_to_plain_http(
             await client.resolve(ImageReference(server.host, "team/app", "1"))
         await client.aclose()
     assert tokens.requests == []
+
+
+async def test_deleting_asks_for_the_right_to_delete_and_finds_it_missing(registry: RegistryServer, tokens: TokenServer) -> None:
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode()
+    async with connected(registry.host, ada(registry.host)) as client:
+        image = ImageReference(registry.host, "team/app", "1")
+        digest = await client.put_manifest(image, raw, OCI_INDEX)
+        with pytest.raises(RegistryDenied, match="grants nothing on team/app"):
+            await client.delete(image.with_digest(digest))
+        tokens.rights[USER]["team/app"] = {"pull", "push", "delete"}
+        assert await client.delete(image.with_digest(digest))
+    assert [request.query["scope"] for request in tokens.requests][-1] == ["repository:team/app:delete"]
+
+
+async def test_mounting_asks_for_both_repositories_at_once(registry: RegistryServer, tokens: TokenServer) -> None:
+    tokens.rights[USER]["team/other"] = {"pull"}
+    blob = Descriptor(media_type="", digest="sha256:" + "0" * 64, size=1)
+    async with connected(registry.host, ada(registry.host)) as client:
+        assert not await client.mount(ImageReference(registry.host, "team/app"), blob, "team/other")
+    assert ["repository:team/app:pull,push", "repository:team/other:pull"] in [request.query["scope"] for request in tokens.requests]
+
+
+async def test_the_catalog_has_a_right_of_its_own(registry: RegistryServer, tokens: TokenServer) -> None:
+    async with connected(registry.host, ada(registry.host)) as client:
+        with pytest.raises(RegistryDenied):
+            _ = [name async for name in client.catalog(registry.host)]
+        tokens.rights[USER]["catalog"] = {"*"}
+        assert [name async for name in client.catalog(registry.host)] == []
+    assert tokens.requests[-1].query["scope"] == ["registry:catalog:*"]
+
+
+async def test_a_blob_is_streamed_with_a_renewed_token_and_without_it_from_elsewhere(tokens: TokenServer) -> None:
+    def store(request: Request) -> Reply:
+        return Reply(body=b"blob")
+
+    async with scripted(store) as elsewhere:
+
+        def behave(request: Request) -> Reply:
+            if request.path == "/token":
+                return Reply(body=b'{"token": "t%d"}' % len(server.requests))
+            if request.path == "/v2/":
+                return Reply(401, bearer(server.host))
+            if server.asked().count((request.method, request.path)) == 1:
+                return Reply(401, bearer(server.host))
+            return Reply(307, {"Location": f"http://{elsewhere.host}/signed"})
+
+        async with scripted(behave) as server, connected(server.host, ada(server.host)) as client:
+            blob = Descriptor(media_type="", digest=digest_of(b"blob"), size=4)
+            async with client.blob(ImageReference(server.host, "team/app"), blob) as pieces:
+                assert b"".join([piece async for piece in pieces]) == b"blob"
+        assert "authorization" not in elsewhere.requests[0].headers
