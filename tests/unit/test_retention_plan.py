@@ -72,6 +72,8 @@ def test_referrers_stay_and_go_with_what_they_are_about():
     assert alone(made, "about old") == (Action.DELETE, [f"goes with: {digest('old')}"])
     assert alone(made, "about ?") == (Action.KEEP, [f"referrer: {digest('?')}, which is not known here"])
     assert made.repositories[0].deletions == (digest("old"), digest("about old"))
+    made = judge(holding(*things, *about, tag("tagged", "about ?", days(90))), LAST)
+    assert why(made, "tagged") == [f"referrer: {digest('?')}, which is not known here"]
 
 
 @pytest.mark.parametrize("suffix", [".sig", ".att", ".sbom", ""])

@@ -45,8 +45,8 @@ def test_nothing_that_stays_loses_a_part(case):
         for manifest in repository.manifests:
             if manifest.digest not in gone:
                 assert not gone & set(manifest.children), "a child of a kept index"
-            if manifest.digest in gone and manifest.subject in {one.digest for one in repository.manifests}:
-                assert manifest.subject in gone, "a referrer of a kept manifest"
+            if manifest.digest in gone and manifest.subject is not None:
+                assert manifest.subject in gone, "a referrer of what stays, or of what is not known"
         for tag in repository.tags:
             subject = signature_subject(tag.name)
             if subject is not None and subject not in gone:

@@ -67,13 +67,17 @@ def newest_first(web: Web, now: datetime) -> list[Tag]:
 
 
 def held_outside(web: Web, protected: Protected) -> Held:
-    """Digests of a repository that are used outside, and every index that holds one: it may be used through that."""
+    """Digests of a repository that are needed outside of it: used by somebody, with every index that holds them (they may be used through
+    that), or about something that is not known here.
+    """
     held: dict[str, tuple[Reason, ...]] = {}
     for mark in sorted(protected.marks):
         if mark in web.manifests or mark in web.parents:
             reasons = protected.reasons(mark)
             for digest in (mark, *sorted(web.holders(mark))):
                 held[digest] = (*held.get(digest, ()), *reasons)
+    for digest, subject in web.strays().items():
+        held[digest] = (*held.get(digest, ()), Reason(Why.REFERRER, f"{subject}, which is not known here"))
     return held
 
 

@@ -88,10 +88,8 @@ def _all_kept(repository: Repository, web: Web, stop: Reason) -> RepositoryPlan:
 
 def _untagged(web: Web, manifest: Stored, policy: Retention, now: datetime) -> tuple[Reason, ...]:
     """Why a manifest without a tag stays by itself."""
-    if web.part_of(manifest):
+    if web.part_of(manifest) or manifest.subject is not None:
         return ()
-    if manifest.subject is not None:
-        return (Reason(Why.REFERRER, f"{manifest.subject}, which is not known here"),)
     age, since = policy.untagged_age, credible(manifest.untagged_since, now)
     if age is None:
         return (Reason(Why.UNTAGGED, "the policy does not say when it goes"),)

@@ -96,6 +96,10 @@ class Web:
         above = list(self.parents.get(manifest.digest, ()))
         return [*above, manifest.subject] if manifest.subject is not None and manifest.subject in self.manifests else above
 
+    def strays(self) -> dict[str, str]:
+        """What refers to something that is not here, and to what."""
+        return {one.digest: one.subject for one in self.manifests.values() if one.subject is not None and one.subject not in self.manifests}
+
     def holders(self, digest: str) -> set[str]:
         """The indexes that hold a digest, through any number of others."""
         found: set[str] = set()
