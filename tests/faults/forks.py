@@ -29,8 +29,8 @@ ENDED, STOPPED, PASSED, FAILED = "ended", "stopped", "passed", "failed"
 class Child:
     """A step that runs in a process of its own."""
 
-    def __init__(self, step: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.step, self._reader, self._writer = step, reader, writer
+    def __init__(self, step: str, line: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.step, self._line, self._reader, self._writer = step, line, reader, writer
         self.pid = 0
         self.passed: list[Point] = []
         """The points that it has passed."""
@@ -68,10 +68,8 @@ class Child:
         return self.code
 
     def signal(self, number: int) -> None:
-        """The parent reaps a child before it tells of its end, so an id is never another process's here but in that moment."""
-        assert self.pid
-        if self.code is None:
-            os.kill(self.pid, number)
+        """Sent by the parent, who alone knows that the id is still this child's. One that has ended gets none."""
+        self._line.send(json.dumps({"signal": number, "pid": self.pid}).encode())
 
 
 class Forks:
@@ -91,7 +89,7 @@ class Forks:
         }
         with its:
             socket.send_fds(self._line, [json.dumps(job).encode()], [its.fileno()])
-        child = Child(step, *await asyncio.open_unix_connection(sock=mine))
+        child = Child(step, self._line, *await asyncio.open_unix_connection(sock=mine))
         await child._until("pid")
         return child
 
@@ -134,7 +132,11 @@ class _Parent:
                 message, descriptors, _, _ = socket.recv_fds(self._line, 1 << 20, 1)
                 if not message:
                     break
-                self._fork(json.loads(message), socket.socket(fileno=descriptors[0]))
+                asked = json.loads(message)
+                if descriptors:
+                    self._fork(asked, socket.socket(fileno=descriptors[0]))
+                elif asked["pid"] in self._children:
+                    os.kill(asked["pid"], asked["signal"])
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

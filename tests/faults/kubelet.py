@@ -36,7 +36,7 @@ class Kubelet:
     def __init__(self, pods: PodServer, registry: RegistryServer) -> None:
         self._pods, self._registry = pods, registry
         self.executor: Executor = self.push
-        self._pushes: set[asyncio.Future[bytes]] = set()
+        self._pushes: dict[str, asyncio.Future[bytes]] = {}
 
     async def run(self) -> None:
         """For ever; those that are there already too."""
@@ -71,13 +71,14 @@ class Kubelet:
         return End(message=await self.push_image(images[0], labels, pod["metadata"]["labels"]["crabpot.dev/build"]))
 
     async def push_image(self, image: ImageReference, labels: dict[str, str], content: str) -> str:
-        """An image in the registry; its digest."""
-        put = partial(self._registry.push_image, image.repository, image.reference, layers=(content.encode(),), labels=labels)
-        pushing = asyncio.ensure_future(asyncio.to_thread(put))
-        self._pushes.add(pushing)
-        pushing.add_done_callback(self._pushes.discard)
-        return digest_of(await asyncio.shield(pushing))
+        """An image in the registry; its digest. A push that goes on already is waited for: the registry takes no two of the same at once."""
+        name = f"{image} {labels} {content}"
+        if name not in self._pushes:
+            put = partial(self._registry.push_image, image.repository, image.reference, layers=(content.encode(),), labels=labels)
+            self._pushes[name] = asyncio.ensure_future(asyncio.to_thread(put))
+            self._pushes[name].add_done_callback(lambda _: self._pushes.pop(name))
+        return digest_of(await asyncio.shield(self._pushes[name]))
 
     async def has_pushed_all(self) -> None:
         """Until no executor pushes any more: its thread goes on when its pod has ended."""
-        await asyncio.gather(*self._pushes)
+        await asyncio.gather(*self._pushes.values())
