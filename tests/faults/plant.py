@@ -64,6 +64,13 @@ _FORGET = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL'
 _numbers = itertools.count(1)
 
 
+class BriefLedger(Ledger):
+    """A leader's ledger that never waits long for events: redis-py may not feel a cancel before such a wait is over."""
+
+    async def events(self, after: str = "$", *, block: float = 1.0, count: int = 500) -> list[tuple[str, bytes]]:
+        return await super().events(after, block=min(block, 0.3), count=count)
+
+
 class Lines(NamedTuple):
     """The ways of a plant's workers and leader."""
 
@@ -203,7 +210,7 @@ projects:
 """)
         )
         cluster = KubernetesCluster([NAMESPACE], ledger=await ledger.identity(), kubeconfig=pods.kubeconfig, pace=PACE)
-        place = Place(theirs, Ledger.open(theirs), cluster, Registries(cluster, theirs))
+        place = Place(theirs, BriefLedger.open(theirs), cluster, Registries(cluster, theirs))
         made = Plant(theirs, ledger, place, pods, registry, host)
         try:
             yield made

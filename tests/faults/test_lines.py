@@ -93,8 +93,8 @@ async def test_answers_that_are_lost(make_plant_on_lines, forks, name):
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead line is noticed sooner, though not sooner than a leader's wait for events may take."""
-    monkeypatch.setattr(ledger.connection, "ANSWER_TIMEOUT", 2.3)
+    """A dead line is noticed sooner, though not sooner than a follower's wait for lines may take."""
+    monkeypatch.setattr(ledger.connection, "ANSWER_TIMEOUT", 1.3)
     monkeypatch.setattr(ledger.store, "_PULSE", 1.0)
 
 
