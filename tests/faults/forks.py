@@ -34,6 +34,7 @@ class Child:
         self.pid = 0
         self.passed: list[Point] = []
         """The points that it has passed."""
+        self.is_stopped = False
         self.code: int | None = None
         """How it ended: an exit code, or a signal's number below zero."""
         self.failure = ""
@@ -49,6 +50,8 @@ class Child:
                         self.pid = value
                     case "passed":
                         self.passed.append(Point.parse(value))
+                    case "stopped":
+                        self.is_stopped = True
                     case "failed":
                         self.failure = value
                     case "ended":
@@ -59,7 +62,8 @@ class Child:
 
     async def stopped(self) -> bool:
         """Until it is stopped by SIGSTOP: whether it was, or has ended before."""
-        await self._until(STOPPED)
+        if not self.is_stopped:
+            await self._until(STOPPED)
         return self.code is None
 
     async def ended(self) -> int:
@@ -69,6 +73,7 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Sent by the parent, who alone knows that the id is still this child's. One that has ended gets none."""
+        self.is_stopped = False
         self._line.send(json.dumps({"signal": number, "pid": self.pid}).encode())
 
 

@@ -181,13 +181,27 @@ async def begun(scene: Scene, make: MakePlant, forks: Forks, injection: tuple[Po
 
 async def comes_to_its_end(plant: Plant, child: Child) -> None:
     """Until the step has ended, by itself or by what was done to it; a leader is ended when it has nothing to do any more."""
-    idle = asyncio.ensure_future(plant.is_empty())
-    ended = asyncio.ensure_future(child.ended())
-    await asyncio.wait({idle, ended}, return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
-    if child.step == "lead":
+    if child.step == "lead" and not await _before(plant.is_empty(), child.ended()):
         child.signal(signal.SIGKILL)
-    await ended
+    await child.ended()
+
+
+async def comes_to_a_stop(plant: Plant, child: Child) -> bool:
+    """Until the step is stopped at its point: whether it was. A leader may not come there once more before it has nothing to do any more."""
+    if child.step == "lead" and not await _before(plant.is_empty(), child.stopped()):
+        return False
+    return await child.stopped()
+
+
+async def _before(idle: Awaitable[None], awaited: Awaitable[Any]) -> bool:
+    """Whether what is awaited comes before the plant is idle. The other is waited for no more."""
+    tasks = [asyncio.ensure_future(idle), asyncio.ensure_future(awaited)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    came = tasks[1].done()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return came
 
 
 async def passed(scene: Scene, make: MakePlant, forks: Forks) -> list[Point]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.points import Point, Side
 from tests.faults.promises import assert_promises, side_by_side
-from tests.faults.scenes import SCENES, begun, comes_to_its_end, passed
+from tests.faults.scenes import SCENES, begun, comes_to_a_stop, comes_to_its_end, passed
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -52,7 +52,7 @@ async def test_a_step_that_is_stopped_and_resumed_when_all_is_over(make_plant, f
         async with make_plant() as plant:
             arguments = await scene.before(plant)
             child = await forks.start(scene.step, plant.environment, arguments, (point, "stop"))
-            stopped = await child.stopped()
+            stopped = await comes_to_a_stop(plant, child)
             await plant.stop()
             plant.start()
             builds = [build.id for build in (await plant.ledger.page()).builds]

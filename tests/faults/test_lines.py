@@ -27,7 +27,7 @@ from tests.faults.plant import PROJECT_LIMIT, Plant
 from tests.faults.points import Point, Side
 from tests.faults.promises import assert_promises, side_by_side
 from tests.faults.proxy import Line
-from tests.faults.scenes import SCENES, begun, comes_to_its_end, passed
+from tests.faults.scenes import SCENES, begun, comes_to_a_stop, comes_to_its_end, passed
 from worker.registry.wire import Timeouts
 
 Hurt = Callable[[Line], Awaitable[None]]
@@ -74,7 +74,7 @@ async def test_answers_that_are_lost(make_plant_on_lines, forks, name):
         async with begun(scene, make_plant_on_lines, forks, (point, "stop")) as (plant, child):
             assert plant.lines
             line = plant.lines.registry if point.name.startswith("registry.") else plant.lines.redis
-            if await child.stopped():
+            if await comes_to_a_stop(plant, child):
                 line.lose_answer(to=request_of(point))
                 child.signal(signal.SIGCONT)
             await comes_to_its_end(plant, child)
