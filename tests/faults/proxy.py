@@ -24,11 +24,11 @@ _RST = struct.pack("ii", 1, 0)
 class Line:
     """The line, and what is wrong with it."""
 
-    def __init__(self, server: int) -> None:
-        self._server = server
+    def __init__(self, server: int, host: str = "127.0.0.1", listen: str = "127.0.0.1") -> None:
+        self._server = (host, server)
         self._reserved = socket.socket()  # never listens: the port stays ours while connections are refused
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._reserved.bind(("127.0.0.1", 0))
+        self._reserved.bind((listen, 0))
         self.port: int = self._reserved.getsockname()[1]
         self.delay = 0.0
         """Seconds that each piece takes, either way."""
@@ -117,7 +117,7 @@ class _Pair:
     def abort(self) -> None:
         self._aborted.set()
 
-    async def carry(self, server: int) -> None:
+    async def carry(self, server: tuple[str, int]) -> None:
         tasks = [asyncio.create_task(self._carry(server)), asyncio.create_task(self._aborted.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -131,9 +131,9 @@ class _Pair:
                 writer.transport.abort()
             self.ended.set()
 
-    async def _carry(self, server: int) -> None:
+    async def _carry(self, server: tuple[str, int]) -> None:
         await self._pass()
-        reader, writer = await asyncio.open_connection("127.0.0.1", server, limit=_CHUNK)
+        reader, writer = await asyncio.open_connection(*server, limit=_CHUNK)
         self._writers.append(writer)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._requests(self._client[0], writer))
@@ -179,9 +179,9 @@ class _Pair:
 
 
 @asynccontextmanager
-async def bad_line(server: int) -> AsyncIterator[Line]:
-    """A line to the server that listens on a port of this machine. It is a good one until a test says otherwise."""
-    line = Line(server)
+async def bad_line(server: int, host: str = "127.0.0.1", *, listen: str = "127.0.0.1") -> AsyncIterator[Line]:
+    """A line to a server, by its port and host. It is a good one until a test says otherwise."""
+    line = Line(server, host, listen)
     await line._listen()
     try:
         yield line
