@@ -24,7 +24,7 @@ from worker.registry.credentials import Anonymous
 
 CROWD, REAL = 150, 6
 """Builds that are to be unfinished at any time."""
-_END_SECONDS = 300.0
+_END_SECONDS = 120.0
 
 
 def main() -> None:
@@ -68,6 +68,8 @@ async def _soak(minutes: float, seed: int, pause: float, folder: Path) -> Report
         await load.settle_doubts()
         await _until_all_ended(ledger, witness)
         report = await count(ledger, load, witness, breaches)
+        if not report.well:
+            await site.ask_where()
         report.tags_behind += await _tags_behind(ledger, load, image, site)
         if not report.well:
             _keep_logs(site)

@@ -67,6 +67,12 @@ class Site:
         )  # fmt: skip
         await process.wait()
 
+    async def ask_where(self) -> None:
+        """Let the watchers say in their logs where they wait."""
+        for name in self.running("watch"):
+            os.kill(self.crabpot.processes[name].pid, signal.SIGUSR1)
+        await asyncio.sleep(2)
+
     async def heal(self) -> None:
         """Everything is well again: what was stopped goes on, what ended is started, and the lines are good ones."""
         for name in list(self._paused):
