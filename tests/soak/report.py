@@ -13,6 +13,9 @@ from tests.soak.load import Load
 from tests.soak.site import AT_ONCE
 from tests.soak.witness import Witness
 
+_SHOWN = 12
+"""Lines of each kind of fault."""
+
 
 @dataclass
 class Report:
@@ -44,16 +47,9 @@ class Report:
         ]  # fmt: skip
         text = "\n".join(f"{name:30} {value}" for name, value in rows)
         states = ", ".join(f"{count} {state}" for state, count in sorted(self.states.items()))
-        wrong = [
-            *self.unfinished,
-            *self.doubles,
-            *self.limit_breaches,
-            *self.leaked_slots,
-            *self.orphans,
-            *self.index_faults,
-            *self.tags_behind,
-        ]
-        return f"{text}\n{states}" + ("\n" + "\n".join(wrong[:40]) if wrong else "")
+        kinds = (self.doubles, self.limit_breaches, self.index_faults, self.tags_behind, self.leaked_slots, self.orphans, self.unfinished)
+        wrong = [line for kind in kinds for line in kind[:_SHOWN]]
+        return "\n".join([text, states, *wrong])
 
 
 async def count(ledger: Ledger, load: Load, witness: Witness, breaches: list[str]) -> Report:

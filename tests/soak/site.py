@@ -90,7 +90,7 @@ class Site:
 @asynccontextmanager
 async def opened(cluster: Cluster, folder: Path) -> AsyncIterator[Site]:
     """A site with its processes started; all of it goes at the end."""
-    redis = RedisServer(folder)
+    redis = RedisServer(folder, durable=True)
     await asyncio.to_thread(redis.start)
     api, registry = urlsplit(_server(cluster.kubeconfig)), urlsplit(f"//{cluster.registry}")
     async with AsyncExitStack() as stack:

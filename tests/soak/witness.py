@@ -1,4 +1,7 @@
-"""What the cluster itself tells of pods, by a watch of the soak's own that no fault reaches: how many lived at once, and how often each was made."""
+"""What the cluster itself tells of pods, by a watch of the soak's own that no fault reaches: how many lived at once, and how often each was made.
+
+The crowd's nodes leave a deleted pod's container running for as long as the pod has a finalizer. A kubelet ends it, so this does.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,8 @@ class Witness:
     most: int = 0
     doubles: list[str] = field(default_factory=list)
     """Builds that two pods of were alive at one moment."""
+    to_end: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    """Pods of the crowd that were deleted while they ran."""
 
     def take(self, kind: str, pod: dict[str, Any]) -> None:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
@@ -45,6 +51,8 @@ class Witness:
             self.live.pop(name, None)
             return
         self.there.add(name)
+        if pod["metadata"].get("deletionTimestamp") and states and not ended and pod["spec"].get("nodeName", "").startswith("crowd-"):
+            self.to_end.put_nowait(name)
         if ended or (pod["metadata"].get("deletionTimestamp") and not states):
             self.live.pop(name, None)
         else:
@@ -63,13 +71,14 @@ async def watched(kubeconfig: str, namespace: str) -> AsyncIterator[Witness]:
     context.load_cert_chain(user["client-certificate"], user["client-key"])
     witness = Witness()
     async with aiohttp.ClientSession(cluster["server"], connector=aiohttp.TCPConnector(ssl=context), read_bufsize=2**22) as session:
-        task = asyncio.create_task(_watch(session, f"/api/v1/namespaces/{namespace}/pods", witness))
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        tasks = [asyncio.create_task(_watch(session, path, witness)), asyncio.create_task(_end(session, path, witness))]
         try:
             yield witness
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _watch(session: aiohttp.ClientSession, path: str, witness: Witness) -> None:
@@ -92,3 +101,28 @@ async def _watch(session: aiohttp.ClientSession, path: str, witness: Witness) ->
                     if change["type"] == "ERROR":
                         break
                     witness.take(change["type"], change["object"])
+
+
+async def _end(session: aiohttp.ClientSession, path: str, witness: Witness) -> None:
+    """Do what a kubelet does to a deleted pod, for ever: its container ends by SIGTERM."""
+    while True:
+        name = await witness.to_end.get()
+        async with session.get(f"{path}/{name}") as answer:
+            pod = await answer.json()
+        if answer.status != 200:
+            continue
+        statuses = pod["status"].get("containerStatuses", [])
+        for status in statuses:
+            running = status["state"].pop("running", None)
+            if running:
+                started = running["startedAt"]
+                status["state"]["terminated"] = {"exitCode": 143, "reason": "Error", "startedAt": started, "finishedAt": _now()}
+                status["ready"] = status["started"] = False
+        patch = {"status": {"phase": "Failed", "containerStatuses": statuses}}
+        headers = {"Content-Type": "application/merge-patch+json"}
+        async with session.patch(f"{path}/{name}/status", data=json.dumps(patch), headers=headers) as answer:
+            assert answer.status in (200, 404, 409), await answer.text()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
