@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CLUSTER ?= ../shared/cluster/cluster
+MINUTES ?= 10
 
 .PHONY: help
 help: ## list what can be made
@@ -42,6 +43,10 @@ test: system venv lint ## lint, then the unit, integration and fault tests
 .PHONY: e2e
 e2e: system venv ## the main job on the cluster that KUBECONFIG names
 	CRABPOT_E2E=1 $(BIN)/pytest tests/e2e tests/unit/test_chart.py
+
+.PHONY: soak
+soak: system venv ## ten minutes of builds on the cluster while everything is killed and cut off (MINUTES=60 for longer); then the count
+	CRABPOT_E2E=1 $(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 .PHONY: bench
 bench: system venv ## every figure of bench/, each against a baseline in the same run

@@ -60,9 +60,13 @@ async def _fsync(connection: Connection) -> str:
     try:
         answer = await connection.command("CONFIG", "GET", "appendfsync")
     except LedgerError:
-        return "appendfsync not readable here; everysec loses at most the last second in a power cut, always loses nothing"
+        return "appendfsync not readable here; everysec may cost two seconds of writes, always costs none"
     value = next(iter(answer.values())) if isinstance(answer, dict) else answer[1]
-    told = {"everysec": "a power cut may cost the last second", "always": "a power cut costs nothing", "no": "a power cut may cost much"}
+    told = {
+        "everysec": "a power cut, or a kill while the disk is busy, may cost the last two seconds; `appendfsync always` costs none",
+        "always": "neither a kill nor a power cut costs anything",
+        "no": "a power cut may cost much",
+    }
     return f"appendfsync {value.decode()}: {told.get(value.decode(), '')}"
 
 

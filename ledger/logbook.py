@@ -35,7 +35,8 @@ class Logbook:
             if lines
             else b""
         )
-        until = milliseconds(lines[-1].time) if lines else 0
+        # To the microsecond, as the cluster tells times: a reader that goes on from there would see a line of that millisecond again, or miss one.
+        until = f"{lines[-1].time.timestamp() * 1000:.3f}" if lines else ""
         answer = await self._connection.run(
             "log", fence.lease if fence else "", fence.value if fence else "", build, attempt, chunk, until, "1" if complete else "", self._cap, self._total_cap
         )  # fmt: skip

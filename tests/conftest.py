@@ -38,10 +38,14 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A redis-server of our own: AOF on, noeviction, killed and started again at will."""
+    """A redis-server of our own: AOF on, noeviction; `durable` for one that is killed and started again at will.
 
-    def __init__(self, folder: Path) -> None:
+    With `everysec`, Redis keeps acknowledged writes in memory for up to two seconds while the disk is busy with the last sync.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self.folder, self.port = folder, free_port()
+        self._sync = "always" if durable else "everysec"
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -57,6 +61,8 @@ class RedisServer:
                 str(self.folder),
                 "--appendonly",
                 "yes",
+                "--appendfsync",
+                self._sync,
                 "--maxmemory-policy",
                 "noeviction",
                 "--save",
@@ -104,7 +110,7 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis that a test may kill."""
-    server = RedisServer(tmp_path)
+    server = RedisServer(tmp_path, durable=True)
     server.start()
     yield server
     server.stop()

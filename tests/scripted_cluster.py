@@ -125,21 +125,26 @@ class ScriptedCluster:
             self._changes.append(pod)
             self._changed.notify_all()
 
-    # What a test makes happen
+    # What a test makes happen; to a pod that has been deleted meanwhile, nothing does
 
     async def run(self, name: PodName) -> None:
+        if name not in self.live:
+            return
         await self._put(replace(self.live[name], phase=Phase.RUNNING, node="n1", started=datetime.now(UTC)))
 
     async def end(self, name: PodName, exit_code: int = 0, message: str | None = DIGEST, **changes: Any) -> None:
-        if self.live[name].started is None:
+        if name in self.live and self.live[name].started is None:
             await self.run(name)
+        if name not in self.live:
+            return
         await self._put(
             replace(self.live[name], phase=Phase.ENDED, exit_code=exit_code, message=message, ended=datetime.now(UTC), **changes)
         )
 
     async def vanish(self, name: PodName) -> None:
         """Gone by force, finalizer and all."""
-        await self._tell(replace(self.live.pop(name), phase=Phase.GONE))
+        if name in self.live:
+            await self._tell(replace(self.live.pop(name), phase=Phase.GONE))
 
 
 class Recorded:

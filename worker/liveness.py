@@ -7,14 +7,40 @@ restart would mend nothing. `python -m worker.alive FILE` is the probe.
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from types import FrameType
+from typing import Any
 
 import structlog
 
 log = structlog.get_logger()
 _PULSE = 5.0
+
+
+def tell_where(loop: asyncio.AbstractEventLoop) -> None:
+    """On SIGUSR1, say in the log where each task of the loop waits: for a process that lives and does not go on."""
+
+    def tell() -> None:
+        for task in asyncio.all_tasks(loop):
+            frames = [f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}" for frame in _frames(task)]
+            log.warning("waits", task=task.get_name(), at=frames)
+
+    loop.add_signal_handler(signal.SIGUSR1, tell)
+
+
+def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    """The frames of a task from the outermost to where it waits; `Task.get_stack` tells the first alone."""
+    waits: Any = task.get_coro()
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None) or getattr(waits, "ag_frame", None)
+        if frame is not None:
+            yield frame
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None) or getattr(waits, "ag_await", None)
 
 
 class Liveness:

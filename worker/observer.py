@@ -252,15 +252,19 @@ class Observer:
             self._group.create_task(self._leave(pod))
 
     async def _leave(self, pod: Pod) -> None:
-        try:
-            if pod.phase is Phase.ENDED:
-                await self._captures.complete(pod, _LOG_PATIENCE)
-            else:
-                await self._place.ledger.note_mended("late_pod_deleted", pod.name)
-            await self._remove(pod, timedelta(0) if pod.phase is not Phase.ENDED else _CANCEL_GRACE)
-        except CrabpotError as error:
-            log.warning("pod_not_deleted", pod=pod.name, error=str(error))
-            self._leaving.discard(pod.uid)  # the next list brings it back
+        if pod.phase is Phase.ENDED:
+            await self._captures.complete(pod, _LOG_PATIENCE)
+        failures = 0
+        while True:
+            try:
+                await self._remove(pod, timedelta(0) if pod.phase is not Phase.ENDED else _CANCEL_GRACE)
+                if pod.phase is not Phase.ENDED:
+                    await self._place.ledger.note_mended("late_pod_deleted", pod.name)
+                return
+            except CrabpotError as error:  # again soon: the next list may be minutes away, and its slot is another's by now
+                failures += 1
+                log.warning("pod_not_deleted", pod=pod.name, error=str(error), failures=failures)
+                await asyncio.sleep(error.retry_after or random.uniform(0.1, min(30.0, 0.2 * 2**failures)))
 
     async def _remove(self, pod: Pod, grace: timedelta) -> None:
         if not pod.deleting:

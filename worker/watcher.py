@@ -26,7 +26,7 @@ from ledger.leases import Fence
 from ledger.logging import set_up
 from ledger.projects import read_projects
 from ledger.settings import Settings, settings
-from worker.liveness import Liveness
+from worker.liveness import Liveness, tell_where
 from worker.logs import Captures
 from worker.nudges import Nudges
 from worker.observer import Observer
@@ -180,6 +180,7 @@ async def watch(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    tell_where(loop)
     standing, stopping = asyncio.create_task(_run(settings)), asyncio.create_task(stopped.wait())
     await asyncio.wait({standing, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if standing.done():

@@ -10,7 +10,9 @@ if redis.call('EXISTS', root .. 'b:' .. id) == 0 then return {'missing'} end
 local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
 if last and last[2][1] == 'end' then return {'missing'} end
 local now = now_ms()
-if chunk ~= '' then
+-- The same lines up to the same microsecond: the call was sent again, since the answer to the first did not come.
+local again = last and last[2][2] == chunk and last[2][4] == ARGV[7]
+if chunk ~= '' and not again then
   redis.call('XADD', key, '*', 'lines', chunk, 'until', ARGV[7])
   local size = redis.call('HINCRBY', sizes, name, #chunk)
   local total = redis.call('HINCRBY', sizes, '', #chunk)

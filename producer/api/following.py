@@ -40,7 +40,7 @@ class LogFollower:
     def __init__(self, ledger: Ledger, build: Build, only: int | None) -> None:
         """`only`: this attempt's log alone; else a build that is tried again goes on being followed."""
         self._ledger, self._build, self._only = ledger, build, only
-        self._attempt, self._place = only or max(build.attempt, 1), "0-0"
+        self._attempt, self._place, self._complete = only or max(build.attempt, 1), "0-0", False
 
     async def lines(self) -> AsyncIterator[list[Line]]:
         """Batches of lines until the last log is complete; empty ones where there is nothing new."""
@@ -50,17 +50,17 @@ class LogFollower:
     async def _go_on(self) -> AsyncIterator[list[Line]]:
         while True:
             lines, place, complete = await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=1.0)
-            self._place = place
+            self._place, self._complete = place, self._complete or complete
             yield lines
             if lines and not complete:
                 continue
             build = await self._ledger.read(self._build.id)
             more = build.attempt > self._attempt
-            if complete or ((build.state.final or more) and await self._silent()):
+            if self._complete or ((build.state.final or more) and await self._silent()):
                 if self._only is not None or (build.state.final and not more):
                     return
                 if more:
-                    self._attempt, self._place = self._attempt + 1, "0-0"
+                    self._attempt, self._place, self._complete = self._attempt + 1, "0-0", False
 
     async def _silent(self) -> bool:
         """Whether an ended attempt's log stays without an end: it never ran, or its log was dropped."""

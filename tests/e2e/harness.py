@@ -38,6 +38,17 @@ COMMANDS = {
     "worker": [str(BIN / "celery"), "--app", "worker.app", "worker", "--loglevel", "info", "--without-mingle", "--without-gossip"],
     "watch": [str(BIN / "crabpot"), "watch"],
     "serve": [str(BIN / "crabpot"), "serve"],
+    "beat": [
+        str(BIN / "celery"),
+        "--app",
+        "worker.app",
+        "beat",
+        "--loglevel",
+        "warning",
+        "--scheduler",
+        "celery.beat:Scheduler",
+        "--pidfile=",
+    ],
 }
 POLICY = {
     "destinations": ["**"], "sources": ["**"], "host_paths": ["/"], "claims": ["**"], "config_maps": ["**"], "secrets": ["**"],
@@ -57,6 +68,10 @@ class Process:
             self._process = subprocess.Popen(
                 command, env=dict(environment), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -116,6 +131,8 @@ class Crabpot:
         self.url = f"http://{cluster.host}:{self.port}"
         self.processes: dict[str, Process] = {}
         self.settings = Settings(redis_url=redis_url, prefix=self.name, namespace=self.namespace)
+        self.process_redis_url = redis_url
+        """What the processes are told; a soak puts a line of its own in between."""
         self._secrets: dict[str, str] = {}
         self._images: dict[str, Image] = {}
         self._projects = {"version": 1, **projects}
@@ -155,7 +172,7 @@ class Crabpot:
             "HOME": str(self.folder),
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
-            "CRABPOT_REDIS_URL": self.settings.redis_url,
+            "CRABPOT_REDIS_URL": self.process_redis_url,
             "CRABPOT_PREFIX": self.settings.prefix,
             "CRABPOT_NAMESPACE": self.namespace,
             "CRABPOT_EXECUTOR_IMAGE": self.cluster.executor_image,

@@ -33,7 +33,7 @@ def crowd(cluster: Cluster) -> list[str]:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server = RedisServer(tmp_path_factory.mktemp("redis"), durable=True)
     server.start()
     yield server
     server.stop()
@@ -193,7 +193,6 @@ def test_a_node_that_is_deleted_costs_an_attempt(queue: Crabpot, crowd: list[str
 def test_redis_killed_and_restarted_loses_nothing(queue: Crabpot, own: RedisServer, crowd: list[str]) -> None:
     builds = [queue.submit(on_crowd(queue, f"redis-{number}", runs="2s")) for number in range(20)]
     queue.until_state(builds[0], State.RUNNING)
-    time.sleep(1.1)  # appendfsync everysec
     own.kill()
     time.sleep(10)
     own.start()

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.faults.kubernetes_api import kind_of, status, write_kubeconfig
 from worker.cluster import Launch, PodName
 from worker.cluster.kubernetes import KubernetesCluster
 from worker.cluster.manifest import pod_manifest
@@ -50,7 +51,7 @@ class Seen:
 
 @dataclass
 class ScriptedKubernetes:
-    """Replies by kind of request (create, read, list, watch, log, release, delete, events, secret, review), the last one again and again."""
+    """Replies by kind of request (`kubernetes_api.KINDS`), the last one again and again."""
 
     replies: dict[str, deque[Reply]] = field(default_factory=lambda: defaultdict(deque))
     seen: list[Seen] = field(default_factory=list)
@@ -63,7 +64,7 @@ class ScriptedKubernetes:
         return sum(seen.kind == kind for seen in self.seen)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        kind = _kind(request)
+        kind = kind_of(request.method, request.path, watch="watch" in request.query)
         body = await request.json() if request.can_read_body else None
         parts = request.path.split("/")
         namespace = parts[parts.index("namespaces") + 1] if "namespaces" in parts else ""
@@ -77,21 +78,6 @@ class ScriptedKubernetes:
 SCRIPT = web.AppKey("script", ScriptedKubernetes)
 
 
-def _kind(request: web.Request) -> str:
-    if request.path.endswith("/log"):
-        return "log"
-    if request.path.endswith("/events"):
-        return "events"
-    if "/secrets/" in request.path:
-        return "secret"
-    if "selfsubjectaccessreviews" in request.path:
-        return "review"
-    named = not request.path.endswith("/pods")
-    if request.method == "GET" and not named:
-        return "watch" if request.query.get("watch") else "list"
-    return {"POST": "create", "GET": "read", "PATCH": "release", "DELETE": "delete"}[request.method]
-
-
 @asynccontextmanager
 async def serve(folder: Path, *namespaces: str, pace: Pace = FAST) -> AsyncIterator[tuple[ScriptedKubernetes, KubernetesCluster]]:
     """The server, and a cluster that speaks to it."""
@@ -101,17 +87,8 @@ async def serve(folder: Path, *namespaces: str, pace: Pace = FAST) -> AsyncItera
     application.router.add_route("*", "/{path:.*}", script.handle)
     server = TestServer(application)
     await server.start_server(shutdown_timeout=0.01)
-    entry = [{"name": "x", "cluster": {"server": str(server.make_url("/")).rstrip("/")}}]
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "x",
-        "clusters": entry,
-        "users": [{"name": "x", "user": {"token": "t"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-    }
-    (folder / "kubeconfig").write_text(json.dumps(config))
-    cluster = KubernetesCluster(namespaces or ("one",), kubeconfig=folder / "kubeconfig", pace=pace)
+    kubeconfig = write_kubeconfig(folder / "kubeconfig", str(server.make_url("/")).rstrip("/"))
+    cluster = KubernetesCluster(namespaces or ("one",), kubeconfig=kubeconfig, pace=pace)
     try:
         yield script, cluster
     finally:
@@ -127,11 +104,9 @@ def answer(status: int, body: Any, **headers: str) -> Reply:
     return reply
 
 
-def no(status: int, reason: str = "", message: str = "", **headers: str) -> Reply:
+def no(code: int, reason: str = "", message: str = "", **headers: str) -> Reply:
     """A Status, as Kubernetes says no."""
-    return answer(
-        status, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reason, "message": message}, **headers
-    )
+    return answer(code, status(code, reason, message), **headers)
 
 
 def page(status: int) -> Reply:

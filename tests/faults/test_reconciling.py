@@ -120,6 +120,17 @@ async def test_what_was_put_right_is_told_in_one_event(site, registry):
     assert await site.ledger.mended() == []
 
 
+async def test_an_event_that_is_sent_again_is_told_once_and_costs_no_note(site, registry):
+    """Its answer was lost."""
+    await site.lead()
+    fence = site.reconciler._fence
+    await site.ledger.note_mended("pod_lost", "a")
+    for _ in range(2):
+        await site.ledger.tell('{"id":"x"}', fence=fence, mended=1)
+        await site.ledger.note_mended("pod_lost", "b")
+    assert await site.ledger.mended() == [("pod_lost", "b")] * 2
+
+
 async def test_who_leads_no_more_tells_nothing(site, registry):
     await site.ledger.note_mended("pod_lost", "x")
     last = await site.ledger.last_event()

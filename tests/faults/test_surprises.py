@@ -11,7 +11,7 @@ import pytest
 import worker.launch
 import worker.registries
 from ledger.build import Reason, State
-from ledger.errors import LedgerUnavailable, RegistryDenied
+from ledger.errors import ClusterUnavailable, LedgerUnavailable, RegistryDenied
 from ledger.projects import parse_projects
 from ledger.settings import Settings
 from ledger.store import Ledger
@@ -149,6 +149,26 @@ async def test_a_pod_that_vanished_leaves_no_capture_behind(site, registry):
     async with asyncio.timeout(5):
         while captures._captures:
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("call", ["delete", "release"])
+async def test_a_pod_that_could_not_be_deleted_is_deleted_soon(site, registry, monkeypatch, call):
+    """One that still runs for an attempt that is over has no slot any more: minutes later, with the next list, would be too late."""
+    await site.lead()
+    build, pod = await started(site, registry)
+    ask, failures = getattr(site.cluster, call), [ClusterUnavailable()]
+
+    async def failing(*arguments):
+        if failures:
+            raise failures.pop()
+        await ask(*arguments)
+
+    monkeypatch.setattr(site.cluster, call, failing)
+    await site.cluster.end(pod, message=push(registry, build))
+    async with asyncio.timeout(5):
+        while site.cluster.live:
+            await asyncio.sleep(0.01)
+    assert not failures
 
 
 async def test_a_leader_that_fails_while_it_is_stopped_stops(site, registry, monkeypatch):

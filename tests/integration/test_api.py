@@ -15,8 +15,9 @@ from ledger.logbook import Line
 from ledger.settings import Settings
 from ledger.store import Ledger
 from producer.api import following, health
+from producer.submit import submit_build_async
 from tests.integration.front_door import served
-from tests.requests import NOW, request_fields
+from tests.requests import NOW, make_request, request_fields
 
 MINUTE = timedelta(minutes=1)
 
@@ -266,6 +267,27 @@ async def test_followers_outlast_a_redis_that_is_restarted(own_redis, projects):
         assert (told.result()[0], told.result()[-1]) == ("running", "failed")
         assert read.result() == "one\ntwo\n"
     await ledger.close()
+
+
+async def test_a_log_that_is_complete_is_not_waited_for_when_its_build_ends(ledger, monkeypatch):
+    """As of every success: the log ends with the container, and the build once it is published."""
+    build = await submit_build_async(make_request(), ledger=ledger)
+    running = await ledger.transition(await ledger.admit(MINUTE), State.RUNNING, due=MINUTE)
+    await ledger.logs.append(build.id, 1, [Line(NOW, "one")], complete=True)
+    waits = []
+
+    async def silent(_):
+        waits.append(1)
+        return True
+
+    monkeypatch.setattr(following.LogFollower, "_silent", silent)
+    read = following.LogFollower(ledger, running, None).lines()
+    async with asyncio.timeout(10):
+        assert [line.text for line in await anext(read)] == ["one"]
+        assert await anext(read) == []
+        await ledger.transition(running, State.FAILED, due=None, reason=Reason.BUILD_FAILED)
+        assert [batch async for batch in read if batch] == []
+    assert not waits
 
 
 async def test_a_follower_says_that_redis_stayed_away(own_redis, projects, monkeypatch):

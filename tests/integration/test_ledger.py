@@ -239,6 +239,25 @@ async def test_logs_are_kept_within_their_caps(redis_url, projects):
     await ledger.close()
 
 
+@pytest.mark.parametrize("microseconds", [1400, 1600])
+async def test_a_log_knows_exactly_how_far_it_goes(ledger, microseconds):
+    """Many lines fall into one millisecond. A new leader goes on after the last that is stored: none comes twice, and none is lost."""
+    build = await submit_build_async(make_request(), ledger=ledger)
+    time = NOW + timedelta(microseconds=microseconds)
+    await ledger.logs.append(build.id, 1, [Line(time, "a")])
+    assert await ledger.logs.last_time(build.id, 1) == (time, False)
+
+
+async def test_a_batch_of_a_log_that_is_sent_again_is_stored_once(ledger):
+    """As redis-py does when no answer came. What a container really says twice, it says later."""
+    build = await submit_build_async(make_request(), ledger=ledger)
+    for microseconds in (1, 1, 2):
+        await ledger.logs.append(build.id, 1, [Line(NOW + timedelta(microseconds=microseconds), "a")])
+    await ledger.logs.append(build.id, 1, [Line(NOW + timedelta(microseconds=2), "a")], complete=True)
+    assert [line.text for line in (await ledger.logs.read(build.id, 1))[0]] == ["a", "a"]
+    assert await ledger.logs.last_time(build.id, 1) == (NOW + timedelta(microseconds=2), True)
+
+
 async def test_a_complete_log_takes_no_more(ledger):
     build = (await submit(ledger))[0]
     await ledger.logs.append(build.id, 1, [Line(NOW, "a"), Line(NOW, "b")])
