@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 
-from bench import admission, cluster, imports, memory, submit
+from bench import admission, cluster, crowd, imports, memory, submit
 
 
 def main() -> None:
     print(f"{platform.platform()}, Python {platform.python_version()}")
     missed = 0
-    for module in (imports, submit, admission, cluster, memory):
+    for module in (imports, submit, admission, cluster, crowd, memory):
         for figure in module.measure():
             print(figure.say(), flush=True)
             missed += not figure.kept
