@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 
-from bench import admission, cluster, imports, memory, retention, submit
+from bench import admission, cluster, crowd, imports, memory, retention, submit
 
 
 def main() -> None:
     print(f"{platform.platform()}, Python {platform.python_version()}")
     missed = 0
-    for module in (imports, submit, admission, cluster, memory, retention):
+    for module in (imports, submit, admission, cluster, crowd, memory, retention):
         for figure in module.measure():
             print(figure.say(), flush=True)
             missed += not figure.kept

@@ -9,6 +9,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ import redis.asyncio
 
 from bench.figure import Figure, spread
 from bench.servers import redis_with_aof
+from ledger.build import Build, State
 from ledger.limits import Scope
 from ledger.projects import parse_projects
 from ledger.request import BuildRequest
@@ -37,7 +39,7 @@ def measure() -> list[Figure]:
     with redis_with_aof() as url:
         figures = asyncio.run(_measure(url))
     with redis_with_aof() as url:
-        return [*figures, asyncio.run(_memory(url)), asyncio.run(_rate(url))]
+        return [*figures, asyncio.run(_memory(url)), asyncio.run(_rate(url)), asyncio.run(_share(url))]
 
 
 async def _measure(url: str) -> list[Figure]:
@@ -231,6 +233,31 @@ async def _rate(url: str) -> Figure:
     ratio, mine, theirs = found[IN_FLIGHT]
     detail = f"{spread(mine)} against {spread(theirs)} a second; with one call in flight {found[1][0]:.2f}"
     return Figure(f"admissions a second, one client, {IN_FLIGHT} calls in flight", ratio, 0.4, more_is_better=True, detail=detail)
+
+
+async def _share(url: str) -> Figure:
+    """Slots got by the project with 200 builds waiting beside one of equal weight with 10,000, until the 200 are done: half of them."""
+    async with _ledger(url, "share", 2) as ledger:
+        await ledger.limits.set(Scope("all"), 10)
+        await _fill(ledger, 1, 10_000)
+        await _fill(ledger, 1, 200, first=1)
+        slots, small, running = 0, 0, deque[Build]()
+        while small < 200:
+            while build := await ledger.admit(HOUR):
+                running.append(build)
+                slots += 1
+                small += build.project == "p1"
+            ended = running.popleft()  # each build takes as long as any other: the oldest ends first
+            await ledger.transition(ended, State.CANCELLED, due=None)
+        await ledger.limits.set(Scope("all"), 1_000_000)
+    share = small / slots
+    return Figure(
+        "share of slots, 200 builds beside 10,000 of a project of equal weight",
+        abs(share - 0.5),
+        0.05,
+        "off a half",
+        detail=f"{share:.3f} of {slots}",
+    )
 
 
 if __name__ == "__main__":

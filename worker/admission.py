@@ -14,7 +14,7 @@ from worker.launch import restart, start
 from worker.place import Place
 
 log = structlog.get_logger()
-_STARTS_AT_ONCE = 32
+STARTS_AT_ONCE = 32
 """Pods created at once by one step: enough to hide the API server's latency, few enough not to be throttled."""
 _ADMITS_FOR = 60.0
 """Seconds after which a step leaves the rest to the next: under steady load something always fits."""
@@ -25,7 +25,7 @@ async def dispatch(place: Place, build: str | None = None) -> int:
     """Admit until nothing fits; starts go on meanwhile. Answers how many were admitted. A build's id repeats its start first."""
     admitted = 0
     end = monotonic() + _ADMITS_FOR
-    gate = asyncio.Semaphore(_STARTS_AT_ONCE)
+    gate = asyncio.Semaphore(STARTS_AT_ONCE)
     async with asyncio.TaskGroup() as group:
         if build:
             group.create_task(_restart(place, build))

@@ -13,7 +13,6 @@ import pytest
 import ledger.connection
 import ledger.store
 import producer.submit
-import worker.registries
 from ledger.build import Build, State
 from ledger.connection import script
 from ledger.errors import LedgerUnavailable
@@ -28,6 +27,7 @@ from tests.faults.points import Point, Side
 from tests.faults.promises import assert_promises, side_by_side
 from tests.faults.proxy import Line
 from tests.faults.scenes import SCENES, begun, comes_to_a_stop, comes_to_its_end, passed
+from worker.registries import Registries
 from worker.registry.wire import Timeouts
 
 Hurt = Callable[[Line], Awaitable[None]]
@@ -241,7 +241,7 @@ REGISTRY_HURTS: dict[str, Hurt] = {
 
 async def test_the_registry_is_away_for_a_while(make_plant_on_lines, monkeypatch):
     """Publishing waits for it, and builds nothing anew. A cut answer to a mere question is asked for once more, at once."""
-    monkeypatch.setattr(worker.registries, "_TIMEOUTS", Timeouts(connect=1, read=0.5, total=2))
+    monkeypatch.setitem(Registries.__init__.__kwdefaults__, "timeouts", Timeouts(connect=1, read=0.5, total=2))
 
     async def live(name: str) -> None:
         async with make_plant_on_lines() as plant:
