@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+_SHORT = 12
+"""Letters of a cell that a narrow terminal does not cut."""
+
 
 def on_terminal() -> bool:
     return sys.stdout.isatty()
@@ -30,8 +33,14 @@ def say_table(header: Sequence[str], rows: Iterable[Sequence[str]], colours: Map
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
+    lines = list(rows)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, name in enumerate(header):
+        width = max(map(len, (name, *(line[at] for line in lines))))
+        # The first column is what people copy, and short words need no cutting: what is long gives way.
+        fixed = at == 0 or width <= _SHORT
+        table.add_column(name, no_wrap=True, min_width=width) if fixed else table.add_column(name, overflow="ellipsis", max_width=width)
+    for row in lines:
         table.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
     Console().print(table)
 
