@@ -16,11 +16,12 @@ from ledger.errors import (
     CrabpotError,
     LaunchRefused,
     NoRoom,
+    NotFound,
     PodConflict,
     TooLate,
     VersionConflict,
 )
-from worker.cluster import Launch
+from worker.cluster import Launch, Wanted
 from worker.ending import end_attempt
 from worker.kaniko import launch
 from worker.outcome import Outcome
@@ -44,11 +45,12 @@ async def start(place: Place, build: Build, until: float) -> None:
     composed = await _compose_all(place, build)
     if composed is None:
         return
+    wanted = _wanted(place, build)
     for each in composed:
         if monotonic() > until:  # this process was stopped in between
             raise ClusterUnavailable(f"the start of build {build.id} took too long and is left to whoever repeats it")
         try:
-            await place.cluster.launch(each)
+            await place.cluster.launch(each, wanted)
         except (NoRoom, LaunchRefused, ClusterDenied, PodConflict) as error:
             if monotonic() > until:
                 raise
@@ -72,7 +74,20 @@ async def restart(place: Place, build: Build) -> None:
     project = await place.project(build.project)
     if await place.ledger.now() < starts_until(build, allowance(State.STARTING, build.request.deadlines, project.deadlines)):
         for each in await _compose_all(place, build) or ():
-            await place.cluster.launch(each)
+            await place.cluster.launch(each, _wanted(place, build))
+
+
+def _wanted(place: Place, build: Build) -> Wanted:
+    """Whether the attempt still waits for its pod. A pod goes only once its end is recorded: where it was seen, none is to follow it."""
+
+    async def wanted() -> bool:
+        try:
+            record = await place.ledger.read(build.id)
+        except NotFound:
+            return False
+        return record.state is State.STARTING and record.attempt == build.attempt
+
+    return wanted
 
 
 async def _compose_all(place: Place, build: Build) -> list[Launch] | None:

@@ -49,6 +49,23 @@ async def test_an_answer_that_stays_open_is_never_a_refusal(tmp_path: Path, bad:
         assert server.count("create") > 1
 
 
+@pytest.mark.parametrize(("bad", "creates"), [(cut, 1), (no(429, "TooManyRequests", "later"), 2)], ids=["in doubt", "not done"])
+async def test_a_create_in_doubt_is_repeated_only_while_the_pod_is_wanted(tmp_path: Path, bad: Reply, creates: int) -> None:
+    """It may have been made, have ended, and be gone."""
+
+    async def wanted() -> bool:
+        return False
+
+    async with serve(tmp_path) as (server, cluster):
+        server.on("create", bad, CREATED)
+        if creates == 1:
+            with pytest.raises(ClusterUnavailable):
+                await cluster.launch(LAUNCH, wanted)
+        else:
+            await cluster.launch(LAUNCH, wanted)
+        assert server.count("create") == creates
+
+
 async def test_quota_that_our_own_open_create_used_up_is_no_refusal(tmp_path: Path) -> None:
     async with serve(tmp_path) as (server, cluster):
         server.on("create", cut, QUOTA)

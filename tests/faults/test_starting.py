@@ -55,8 +55,8 @@ async def test_a_late_refusal_of_the_first_start_gives_nothing_up(site, registry
     build = await admitted(site, registry)
     launch, until = site.cluster.launch, monotonic() + 0.05
 
-    async def slow(wanted):
-        await launch(wanted)  # somebody else's
+    async def slow(each, wanted):
+        await launch(each, wanted)  # somebody else's
         await asyncio.sleep(0.1)
         raise refusal
 
@@ -78,8 +78,8 @@ async def test_a_surprise_after_the_create_keeps_the_slot(site, registry):
     """The pod may exist: to give its slot away would be one too many."""
     launch = site.cluster.launch
 
-    async def surprising(wanted):
-        await launch(wanted)
+    async def surprising(each, wanted):
+        await launch(each, wanted)
         raise ValueError("an answer that nobody thought of")
 
     site.cluster.launch = surprising

@@ -6,7 +6,7 @@ None of these values uses Kubernetes' words, so that `worker/kaniko.py` and the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -135,11 +135,23 @@ class LogLine:
     text: str
 
 
+Wanted = Callable[[], Awaitable[bool]]
+"""Whether a pod is still to be made."""
+
+
+async def always() -> bool:
+    """Nobody else makes, records or deletes the pod."""
+    return True
+
+
 class Cluster(Protocol):
     """Where launches run."""
 
-    async def launch(self, launch: Launch) -> Pod:
-        """Start it. Idempotent: an equal launch that exists is adopted. PodConflict, NoRoom, LaunchRefused, ClusterDenied, ClusterUnavailable."""
+    async def launch(self, launch: Launch, wanted: Wanted = always) -> Pod:
+        """Start it. Idempotent: an equal launch that exists is adopted. PodConflict, NoRoom, LaunchRefused, ClusterDenied, ClusterUnavailable.
+
+        `wanted` is asked before a create whose answer was lost is repeated: the pod may have been made, have ended and be gone by then.
+        """
         ...
 
     async def pods(self) -> Snapshot:

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, NoRoom, NotFound, PodConflict, WatchExpired
-from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
+from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot, Wanted, always
 from worker.cluster.answers import failure_of, refusal_of
 from worker.cluster.connection import JSON, PATCH, Api, Silent
 from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
@@ -70,7 +70,7 @@ class KubernetesCluster:
             self._wider.set()
             self._wider = asyncio.Event()
 
-    async def launch(self, launch: Launch) -> Pod:
+    async def launch(self, launch: Launch, wanted: Wanted = always) -> Pod:
         path, body = f"/api/v1/namespaces/{launch.namespace}/pods", pod_manifest(launch, self._ledger)
         # The server gives a create up before we stop asking, so that none is committed after our last word.
         query = {"timeout": f"{ceil(self._pace.answer)}s"}
@@ -98,6 +98,8 @@ class KubernetesCluster:
             if monotonic() + pause > begun + self._pace.launch:
                 raise trouble
             await asyncio.sleep(pause)
+            if doubtful and not await wanted():
+                raise trouble
 
     async def _adopt(self, launch: Launch) -> Pod | None:
         """The pod of that name if it is this launch's; None if there is none."""

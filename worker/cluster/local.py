@@ -21,7 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ledger.errors import ClusterUnavailable, LaunchRefused, PodConflict, WatchExpired
-from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot
+from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot, Wanted, always
 from worker.cluster.changes import Changes
 from worker.cluster.folder import LOG, MESSAGE, LaunchFolder, Spec, create
 from worker.cluster.log_lines import read_line
@@ -49,7 +49,7 @@ class LocalCluster:
         self._changes = Changes(self._pods)
         self._id, self._snapshots = uuid4(), dict[str, dict[str, Pod]]()
 
-    async def launch(self, launch: Launch) -> Pod:
+    async def launch(self, launch: Launch, wanted: Wanted = always) -> Pod:  # noqa: ARG002 - nothing is lost between this and the folder
         _refuse(launch)
         path = self._pods / launch.pod
         with _translated(f"launch {launch.pod}"):
