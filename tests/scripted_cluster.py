@@ -15,7 +15,7 @@ from ledger.leases import Fence
 from ledger.settings import Settings
 from ledger.store import Ledger
 from worker.admission import dispatch
-from worker.cluster import Launch, Wanted, always, LogLine, Phase, Pod, PodName, Snapshot
+from worker.cluster import Launch, LogLine, Phase, Pod, PodName, Snapshot, Wanted, always
 from worker.finish import finish
 from worker.liveness import Liveness
 from worker.logs import Captures
@@ -43,7 +43,7 @@ class ScriptedCluster:
         self._changed = asyncio.Condition()
         self._number = 0
 
-    async def launch(self, launch: Launch, wanted: Wanted = always) -> Pod:  # noqa: ARG002
+    async def launch(self, launch: Launch, wanted: Wanted = always) -> Pod:
         trouble, commit = self.troubles.pop(0) if self.troubles else (None, True)
         if commit and launch.pod not in self.live:
             self._number += 1
