@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from ledger.build import Build, Reason, State
 from ledger.errors import TooLate, VersionConflict
@@ -38,6 +38,5 @@ async def _cancel(ledger: Ledger, build: Build) -> Build:
         told = build.model_copy(update={"state": State.CANCELLED, "reason": Reason.CANCELLED, "message": "cancelled while it waited"})
         events = [event(EventType.CANCELLED, told), event(EventType.FINISHED, told)]
         return await ledger.transition(build, State.CANCELLED, due=None, events=events, reason=told.reason, message=told.message)
-    return await ledger.transition(
-        build, build.state, due=timedelta(0), events=[event(EventType.CANCEL_REQUESTED, build)], cancel_requested=datetime.now(UTC)
-    )
+    events = [event(EventType.CANCEL_REQUESTED, build)]
+    return await ledger.transition(build, build.state, due=timedelta(0), events=events, cancel_requested=await ledger.now())
