@@ -15,8 +15,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-import structlog
-
 from ledger.build import Again, Build, BuildPage, State, moment
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
@@ -32,7 +30,6 @@ from ledger.submission import Submission
 from ledger.tags import Tags
 from ledger.waiting import Waiting
 
-log = structlog.get_logger()
 MAX_PAGE = 500
 _WRONG_INDEXES = 50
 """Entries that should not be there, of which one admission takes out so many at most."""
@@ -93,7 +90,7 @@ class Ledger:
             try:
                 builds.append(decode(build.decode(), fields))
             except LedgerError as error:  # one that a newer crabpot wrote hides no other
-                log.error("record_unreadable", build=build.decode(), error=str(error))
+                _complain("record_unreadable", build=build.decode(), error=str(error))
         return BuildPage(builds=tuple(builds), cursor=found[count - 1][0].decode() if len(found) > count else None)
 
     async def admit(self, look_again: timedelta) -> Build | None:
@@ -102,7 +99,7 @@ class Ledger:
             answer = await self._connection.run("admit", _ms(look_again))
             if answer[0] != b"again":
                 return decode(answer[1].decode(), answer[2]) if answer[0] == b"admitted" else None
-        log.error("indexes_wrong", mend="crabpot doctor --ledger --mend")
+        _complain("indexes_wrong", mend="crabpot doctor --ledger --mend")
         return None
 
     async def transition(
@@ -289,3 +286,9 @@ def _check(answer: Answer, build: Build) -> None:
 
 def _ms(time: timedelta) -> int:
     return max(0, round(time.total_seconds() * 1000))
+
+
+def _complain(event: str, **told: str) -> None:
+    import structlog  # it brings rich along, half of what a program that only submits would import
+
+    structlog.get_logger().error(event, **told)
