@@ -31,9 +31,9 @@ from ledger.limits import Scope
 from ledger.settings import Settings
 from ledger.store import Ledger
 from producer.submit import submit_build_async, wait_for_build_async
-from worker.admission import STARTS_AT_ONCE
 from worker.cluster.manifest import pod_manifest
 from worker.kaniko import launch
+from worker.place import STARTS_AT_ONCE
 
 BURST, CHAIN, PAIRS = 300, 40, 3
 NAMESPACE = "crabpot-bench"

@@ -14,8 +14,6 @@ from worker.launch import restart, start
 from worker.place import Place
 
 log = structlog.get_logger()
-STARTS_AT_ONCE = 32
-"""Pods created at once by one step: enough to hide the API server's latency, few enough not to be throttled."""
 _ADMITS_FOR = 60.0
 """Seconds after which a step leaves the rest to the next: under steady load something always fits."""
 _AGAIN = timedelta(seconds=2)
@@ -23,22 +21,40 @@ _AGAIN = timedelta(seconds=2)
 
 async def dispatch(place: Place, build: str | None = None) -> int:
     """Admit until nothing fits; starts go on meanwhile. Answers how many were admitted. A build's id repeats its start first."""
-    admitted = 0
-    end = monotonic() + _ADMITS_FOR
-    gate = asyncio.Semaphore(STARTS_AT_ONCE)
     async with asyncio.TaskGroup() as group:
         if build:
             group.create_task(_restart(place, build))
+        return await _admit(place, group)
+
+
+async def _admit(place: Place, group: asyncio.TaskGroup) -> int:
+    """One step of a process does it at a time: more would only have more pods in the making, each with a connection of its own."""
+    turn = place.turn
+    if turn.taken:
+        turn.asked_again = True
+        return 0
+    turn.taken = True
+    try:
+        admitted, end = 0, monotonic() + _ADMITS_FOR
         while monotonic() < end:
-            await gate.acquire()
-            until = monotonic() + place.start_timeout
-            taken = await place.ledger.admit(timedelta(seconds=place.start_timeout))
-            if taken is None:
-                break
-            admitted += 1
-            task = group.create_task(_start(place, taken, until))
-            task.add_done_callback(lambda _: gate.release())
-    return admitted
+            await turn.starts.acquire()
+            task: asyncio.Task[None] | None = None
+            try:
+                turn.asked_again = False
+                until = monotonic() + place.start_timeout
+                taken = await place.ledger.admit(timedelta(seconds=place.start_timeout))
+                if taken is not None:
+                    admitted += 1
+                    task = group.create_task(_start(place, taken, until))
+                    task.add_done_callback(lambda _: turn.starts.release())
+                elif not turn.asked_again:
+                    break
+            finally:
+                if task is None:
+                    turn.starts.release()
+        return admitted
+    finally:
+        turn.taken = False
 
 
 async def _restart(place: Place, build: str) -> None:

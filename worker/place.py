@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 from ledger.build import Build
@@ -17,6 +18,8 @@ from worker.cluster import Cluster
 from worker.registries import Registries
 from worker.retries import memory_for
 
+STARTS_AT_ONCE = 32
+"""Pods that a process creates at once: enough to hide the API server's latency, few enough not to be throttled."""
 _PROJECTS_TTL = 5.0
 """Seconds that a copy of the projects is used: how soon a changed projects file is felt by the steps."""
 
@@ -27,12 +30,23 @@ class _Copy:
     until: float = 0.0
 
 
+@dataclass
+class Turn:
+    """Whose turn it is to admit builds, among a process's steps."""
+
+    starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(STARTS_AT_ONCE))
+    taken: bool = False
+    asked_again: bool = False
+    """Another step wanted to admit meanwhile: what it was told of may have come after the last look."""
+
+
 class Place:
     """The clients of one event loop."""
 
     def __init__(self, settings: Settings, ledger: Ledger, cluster: Cluster, registries: Registries) -> None:
         self.settings, self.ledger, self.cluster, self.registries = settings, ledger, cluster, registries
         self._copy = _Copy({})
+        self.turn = Turn()
 
     async def project(self, name: str) -> ProjectSettings:
         """A project as the ledger has it now, or moments ago; one that was taken out of the file has no settings of its own left."""

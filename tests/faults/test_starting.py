@@ -10,13 +10,14 @@ from time import monotonic
 import pytest
 
 from ledger.build import Reason, State
-from ledger.errors import ClusterUnavailable, LaunchRefused, NoRoom
+from ledger.errors import ClusterUnavailable, LaunchRefused, LedgerUnavailable, NoRoom
 from producer.cancel import cancel_build
 from tests.faults.test_promises import COMMIT, started, submit, succeed
 from worker.admission import dispatch
 from worker.cluster import PodName
 from worker.launch import give_up, restart, start
 from worker.outcome import Outcome
+from worker.place import STARTS_AT_ONCE
 
 HOUR = timedelta(hours=1)
 REFUSALS = [NoRoom("exceeded quota"), LaunchRefused("denied by webhook")]
@@ -173,3 +174,39 @@ async def test_no_room_backs_off_and_lets_others_go_first(site, registry):
             impossible = await site.ledger.admit(HOUR)
         else:
             assert taken.id == impossible.id
+
+
+async def test_a_step_that_comes_while_another_admits_is_not_lost(site, registry):
+    """What it was sent for may have been submitted after the other's last look."""
+    asked, admit = asyncio.Event(), site.ledger.admit
+
+    async def slow(due):
+        found = await admit(due)
+        if found is None and not asked.is_set():
+            asked.set()
+            await late
+        return found
+
+    async def come_late() -> None:
+        await asked.wait()
+        await submit(site, registry)
+        assert await dispatch(site.place) == 0
+
+    site.place.ledger.admit = slow
+    late = asyncio.create_task(come_late())
+    assert await dispatch(site.place) == 1
+
+
+async def test_an_admission_that_fails_gives_its_turn_back(site, registry):
+    await submit(site, registry)
+    admit = site.ledger.admit
+
+    async def fails(due):
+        raise LedgerUnavailable("gone")
+
+    for _ in range(STARTS_AT_ONCE + 1):
+        site.place.ledger.admit = fails
+        with pytest.raises(ExceptionGroup):
+            await dispatch(site.place)
+    site.place.ledger.admit = admit
+    assert await dispatch(site.place) == 1
