@@ -14,6 +14,7 @@ CrabpotError
 │   ├── TooLate             the build has ended, or its tags are being moved
 │   ├── ImageInUse          other tags or an index need the image
 │   ├── StillRuns           the build has not ended yet
+│   ├── FileInTheWay        a file is there that would be written over
 │   └── PodConflict         a pod of that name exists and is not ours
 ├── LedgerError
 │   ├── LedgerUnavailable   Redis did not answer (retryable)
@@ -122,6 +123,10 @@ class TooLate(Conflict):
 
 class StillRuns(Conflict):
     """The build has not ended yet."""
+
+
+class FileInTheWay(Conflict):
+    """A file is there already; say --force to write over it."""
 
 
 class PodConflict(Conflict):

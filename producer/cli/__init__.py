@@ -12,6 +12,7 @@ import sys
 import click
 
 COMMANDS = {
+    "init": ("producer.cli.init:init", "Write a Dockerfile on a distroless base for a language."),
     "submit": ("producer.cli.submit:submit", "Queue a build."),
     "list": ("producer.cli.builds:list_builds", "List builds, newest first."),
     "show": ("producer.cli.builds:show", "Show a build: its state, why it waits or failed, its attempts."),
@@ -35,7 +36,7 @@ Exit codes:
   2    the command line or the request is wrong
   3    there is no such build, project or image
   4    the server, Redis or registry does not answer; try again
-  5    the build was cancelled or superseded, or it was too late to cancel it; the image is in use
+  5    the build was cancelled or superseded, or it was too late to cancel it; the image is in use; a file is in the way
   124  wait: the time was up
 """
 
