@@ -11,8 +11,10 @@ CrabpotError
 ├── Conflict                the record says no
 │   ├── VersionConflict     somebody else wrote first; read again (retryable)
 │   ├── FenceLost           this process no longer leads; stop writing
+│   ├── ChoreLost           another worker goes on with the chore; stop writing
 │   ├── TooLate             the build has ended, or its tags are being moved
 │   ├── ImageInUse          other tags or an index need the image
+│   ├── TagFixed            a tag that never moves stands at another image
 │   ├── StillRuns           the build has not ended yet
 │   ├── FileInTheWay        a file is there that would be written over
 │   └── PodConflict         a pod of that name exists and is not ours
@@ -117,6 +119,10 @@ class FenceLost(Conflict):
     """Another process leads now; this one must stop writing."""
 
 
+class ChoreLost(Conflict):
+    """Another worker has taken the chore on; this one must stop."""
+
+
 class TooLate(Conflict):
     """The build can no longer be stopped."""
 
@@ -135,6 +141,10 @@ class PodConflict(Conflict):
 
 class ImageInUse(Conflict):
     """Other tags or an index need this image."""
+
+
+class TagFixed(Conflict):
+    """The tag names a version, which never moves, and stands at another image."""
 
 
 class LedgerError(CrabpotError):

@@ -8,5 +8,11 @@ DISPATCH: Final = "crabpot.dispatch"
 """Admit what fits and start it; with a build's id, repeat that build's start first."""
 FINISH: Final = "crabpot.finish"
 """Settle a build whose executor has succeeded, or whose pod was lost: confirm, tag, publish."""
+CHORE: Final = "crabpot.chore"
+"""Go on with a chore, by its name."""
 
-ROUTES: Final = {DISPATCH: {"queue": "crabpot.dispatch"}, FINISH: {"queue": "crabpot.finish"}}
+ROUTES: Final = {
+    DISPATCH: {"queue": "crabpot.dispatch"},
+    FINISH: {"queue": "crabpot.finish"},
+    CHORE: {"queue": "crabpot.chore"},
+}

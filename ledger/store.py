@@ -18,6 +18,7 @@ from typing import Any, Self
 import structlog
 
 from ledger.build import Again, Build, BuildPage, State, moment
+from ledger.chores import Chores
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
@@ -51,6 +52,7 @@ class Ledger:
         self.logs = Logbook(connection, parse_memory(settings.log_bytes_per_build), parse_memory(settings.log_bytes_total))
         self.tags = Tags(connection)
         self.limits = Limits(connection, settings.event_stream_length)
+        self.chores = Chores(connection, settings.event_stream_length)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None
 

@@ -30,7 +30,7 @@ app.conf.update(
     task_ignore_result=True,  # results are records and events; a result backend would keep keys that nobody reads
     task_routes=ROUTES,
     task_queues=[
-        Queue(route["queue"], routing_key=route["queue"]) for route in ROUTES.values()
+        Queue(name, routing_key=name) for name in sorted({route["queue"] for route in ROUTES.values()})
     ],  # a worker takes every step unless -Q says otherwise
     task_default_queue="crabpot.dispatch",
     task_serializer="json",
