@@ -27,6 +27,7 @@ from ledger.leases import Fence, Leases
 from ledger.limits import Limits
 from ledger.logbook import Logbook
 from ledger.projects import Projects, ProjectSettings, version_of
+from ledger.promotions import Promotions
 from ledger.quantities import parse_memory
 from ledger.settings import Settings
 from ledger.submission import Submission
@@ -53,6 +54,7 @@ class Ledger:
         self.tags = Tags(connection)
         self.limits = Limits(connection, settings.event_stream_length)
         self.chores = Chores(connection, settings.event_stream_length)
+        self.promotions = Promotions(connection, self.chores)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None
 

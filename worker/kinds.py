@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from ledger.promotions import KIND as PROMOTE
 from worker.chores import Bit
+from worker.promotion import promote
 
-KINDS: Final[Mapping[str, Bit]] = {}
+KINDS: Final[Mapping[str, Bit]] = {PROMOTE: promote}
