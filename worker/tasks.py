@@ -9,7 +9,7 @@ from celery.signals import setup_logging, worker_shutdown
 
 from ledger.errors import CrabpotError
 from ledger.logging import set_up
-from ledger.queue import CHORE, DISPATCH, FINISH
+from ledger.queue import CHORE, DISPATCH, FINISH, SCHEDULE
 from ledger.settings import settings
 from worker.admission import dispatch
 from worker.app import app
@@ -18,6 +18,7 @@ from worker.consuming import Consuming
 from worker.finish import finish
 from worker.kinds import KINDS
 from worker.process import process
+from worker.schedules import start_due
 
 log = structlog.get_logger()
 app.steps["consumer"].add(Consuming)
@@ -59,6 +60,15 @@ def chore_task(name: str) -> None:
         process.run(lambda place: go_on(place, name, KINDS))
     except (CrabpotError, TimeoutError) as error:
         log.warning("chore_failed", chore=name, error=str(error), kind=type(error).__name__)
+
+
+@app.task(name=SCHEDULE)
+def schedule_task() -> None:
+    """Start the chores whose schedule has come."""
+    try:
+        process.run(start_due)
+    except (CrabpotError, TimeoutError) as error:
+        log.warning("schedule_failed", error=str(error), kind=type(error).__name__)
 
 
 def _failed(step: str, error: Exception, build: str | None) -> None:
