@@ -11,9 +11,12 @@ CrabpotError
 ├── Conflict                the record says no
 │   ├── VersionConflict     somebody else wrote first; read again (retryable)
 │   ├── FenceLost           this process no longer leads; stop writing
+│   ├── ChoreLost           another worker goes on with the chore; stop writing
 │   ├── TooLate             the build has ended, or its tags are being moved
 │   ├── ImageInUse          other tags or an index need the image
+│   ├── TagFixed            a tag that never moves stands at another image
 │   ├── StillRuns           the build has not ended yet
+│   ├── FileInTheWay        a file is there that would be written over
 │   └── PodConflict         a pod of that name exists and is not ours
 ├── LedgerError
 │   ├── LedgerUnavailable   Redis did not answer (retryable)
@@ -116,6 +119,10 @@ class FenceLost(Conflict):
     """Another process leads now; this one must stop writing."""
 
 
+class ChoreLost(Conflict):
+    """Another worker has taken the chore on; this one must stop."""
+
+
 class TooLate(Conflict):
     """The build can no longer be stopped."""
 
@@ -124,12 +131,20 @@ class StillRuns(Conflict):
     """The build has not ended yet."""
 
 
+class FileInTheWay(Conflict):
+    """A file is there already; say --force to write over it."""
+
+
 class PodConflict(Conflict):
     """A pod of this name exists that crabpot did not make."""
 
 
 class ImageInUse(Conflict):
     """Other tags or an index need this image."""
+
+
+class TagFixed(Conflict):
+    """The tag names a version, which never moves, and stands at another image."""
 
 
 class LedgerError(CrabpotError):

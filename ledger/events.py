@@ -1,8 +1,8 @@
-"""The events of a build's life: the CDEvents 0.5 vocabulary inside CloudEvents 1.0 JSON.
+"""The events of a build's life, and of a promotion's: the CDEvents 0.5 vocabulary inside CloudEvents 1.0 JSON.
 
 An event is written in the same atomic call as the change that it tells of. Its id is a function of what happened, so that a repeat
 collapses on (source, id). Where CDEvents has no word (a retry, a cancel) the type is ours, `dev.crabpot.…`; build.finished has no
-outcome of its own, so it stands in customData. The JSON Schema of all of them is `ledger/schemas/event.json`.
+outcome of its own, so it stands in customData. Their JSON Schemas are in `ledger/schemas/`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from uuid_utils import uuid7
 
 from ledger.build import Build, BuildRequest, GitSource, State
+from ledger.promotion import Promotion, PromotionState
 from ledger.references import ImageReference
 
 CDEVENTS_VERSION = "0.5.0"
@@ -47,8 +48,16 @@ class QueueEvent(StrEnum):
     MENDED = "dev.crabpot.queue.mended.0.1.0"
 
 
+class PromotionEvent(StrEnum):
+    """What can happen to a promotion: a tag of it is set, and it comes to its end."""
+
+    PUBLISHED = EventType.PUBLISHED.value
+    FINISHED = "dev.crabpot.promotion.finished.0.1.0"
+
+
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
 OUTCOMES = {State.SUCCEEDED: "success", State.FAILED: "failure", State.CANCELLED: "cancel", State.SUPERSEDED: "cancel"}
+PROMOTION_OUTCOMES = {PromotionState.PROMOTED: "success", PromotionState.FAILED: "failure", PromotionState.OVERTAKEN: "cancel"}
 
 
 def source_of(project: str) -> str:
@@ -89,6 +98,37 @@ def event(kind: EventType, build: Build, *, image: ImageReference | None = None)
     return _say(kind, identity, build.project, subject, content, {key: value for key, value in told.items() if value is not None})
 
 
+def promotion_published(promotion: Promotion, image: ImageReference) -> str:
+    """The CloudEvent's JSON for a target of a promotion that stands at its image now."""
+    told = {**_promoted(promotion), "image": str(image)}
+    subject = purl(image, promotion.request.digest)
+    return _say(PromotionEvent.PUBLISHED, f"{promotion.id}.published.{image}", promotion.request.project, subject, {}, told)
+
+
+def promotion_finished(promotion: Promotion) -> str:
+    """The CloudEvent's JSON for a promotion as it is after its end."""
+    told = {**_promoted(promotion), "targets": promotion.request.targets, "outcome": PROMOTION_OUTCOMES[promotion.state]}
+    if promotion.overtaken:
+        told["overtaken"] = promotion.overtaken
+    if promotion.message:
+        told["message"] = promotion.message
+    return _say(PromotionEvent.FINISHED, f"{promotion.id}.finished", promotion.request.project, promotion.id, {}, told)
+
+
+def _promoted(promotion: Promotion) -> dict[str, Any]:
+    """What every event repeats of a promotion."""
+    request = promotion.request
+    told = {
+        "promotion": promotion.id,
+        "project": request.project,
+        "state": str(promotion.state),
+        "sequence": promotion.sequence,
+        "from": request.image,
+        "digest": request.digest,
+    }
+    return {**told, "by": request.by} if request.by else told
+
+
 def queue_event(kind: QueueEvent, scope: str, *, limit: int | None = None) -> str:
     """The CloudEvent's JSON for a change that holds admission back or lets it go on. A limit of None is given back to the projects file."""
     return _say_queue(kind, scope, {"scope": scope} if limit is None else {"scope": scope, "limit": limit})
@@ -125,7 +165,7 @@ def _given(request: BuildRequest) -> dict[str, Any]:
     return told
 
 
-def _say(kind: EventType, identity: str, project: str, subject: str, content: dict[str, Any], told: dict[str, Any]) -> str:
+def _say(kind: EventType | PromotionEvent, identity: str, project: str, subject: str, content: dict[str, Any], told: dict[str, Any]) -> str:
     source, time = source_of(project), datetime.now(UTC)
     body = {
         "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": kind.value, "timestamp": time},

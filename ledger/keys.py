@@ -26,6 +26,11 @@ class Keys:
         """Which ledger this is: a random text, made once."""
         return f"{self.root}identity"
 
+    @property
+    def sequence(self) -> str:
+        """Number: the place in the order of all pushes and promotions that was given last."""
+        return f"{self.root}seq"
+
     def build(self, build: str) -> str:
         """Hash: the record. Also the Pub/Sub channel that tells of its changes."""
         return f"{self.root}b:{build}"
@@ -114,6 +119,11 @@ class Keys:
         return f"{self.root}projects"
 
     @property
+    def site(self) -> str:
+        """What the projects file says that is no project's, as JSON."""
+        return f"{self.root}site"
+
+    @property
     def project_versions(self) -> str:
         """Hash: project -> a short digest of what `projects` holds."""
         return f"{self.root}projects:versions"
@@ -137,7 +147,7 @@ class Keys:
         return f"{self.root}logs:sizes"
 
     def tags(self, repository: str) -> str:
-        """Hash: tag -> `sequence digest build`, what the tag is wanted to be."""
+        """Hash: tag -> `sequence digest by`, what the tag is wanted to be; by: a build, or `promotion:` and its id."""
         return f"{self.root}tags:{repository}"
 
     @property
@@ -162,3 +172,29 @@ class Keys:
     def lease(self, name: str) -> str:
         """Hash: owner, fence; expires when it is not renewed."""
         return f"{self.root}lease:{name}"
+
+    # Chores and schedules
+
+    def chore(self, name: str) -> str:
+        """Hash: registry, state, progress (JSON), fence, until when it is held (ms), said, tries, times."""
+        return f"{self.root}chore:{name}"
+
+    @property
+    def chores(self) -> str:
+        """Sorted set: chores that have not ended -> when a worker is to come (ms)."""
+        return f"{self.root}chores"
+
+    @property
+    def chores_ended(self) -> str:
+        """Sorted set: chores that have ended -> when (ms)."""
+        return f"{self.root}chores:ended"
+
+    @property
+    def chores_active(self) -> str:
+        """Hash: registry -> the chore that is under way there."""
+        return f"{self.root}chores:active"
+
+    @property
+    def schedules(self) -> str:
+        """Hash: schedule -> its last occurrence that was taken (ms)."""
+        return f"{self.root}schedules"

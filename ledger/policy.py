@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from ledger.errors import PolicyDenied, Problem
 from ledger.fields import Cpu, Frozen, Memory
+from ledger.promotion import PromotionRequest
 from ledger.quantities import parse_cpu, parse_memory
 from ledger.references import ImageReference
 from ledger.request import (
@@ -34,6 +35,8 @@ class Policy(Frozen):
 
     destinations: tuple[str, ...] = ()
     """Images (registry/repository) that may be pushed, and cached to."""
+    promoted: tuple[str, ...] = ()
+    """Images (registry/repository) besides the project's own destinations that may be promoted into them."""
     sources: tuple[str, ...] = ()
     """Git and tarball URLs besides the project's own repository."""
     host_paths: tuple[str, ...] = ()
@@ -72,6 +75,20 @@ def check(request: BuildRequest, policy: Policy, repository: str | None) -> None
         problems.append(Problem("resources.memory", request.resources.memory, f"the project allows at most {policy.max_memory}"))
     if policy.max_cpu and request.resources.cpu and parse_cpu(request.resources.cpu) > parse_cpu(policy.max_cpu):
         problems.append(Problem("resources.cpu", request.resources.cpu, f"the project allows at most {policy.max_cpu}"))
+    if problems:
+        raise PolicyDenied(problems)
+
+
+def check_promotion(request: PromotionRequest, policy: Policy) -> None:
+    """The same for a promotion: into the project's own destinations only, and from them or what `promoted` lists."""
+    denied = "the project's policy does not allow it; add it to policy.{} in the projects file"
+    problems = [
+        Problem(f"targets.{number}", repr(image.name), denied.format("destinations"))
+        for number, image in enumerate(request.images)
+        if not _allows(policy, "destinations", image.name)
+    ]
+    if not any(_allows(policy, field, request.source.name) for field in ("destinations", "promoted")):
+        problems.append(Problem("image", repr(request.source.name), denied.format("promoted")))
     if problems:
         raise PolicyDenied(problems)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ledger.build import Build, BuildRequest, State
-from ledger.events import CDEVENTS_VERSION, OUTCOMES, QUEUE_SOURCE, EventType, QueueEvent
+from ledger.events import CDEVENTS_VERSION, OUTCOMES, PROMOTION_OUTCOMES, QUEUE_SOURCE, EventType, PromotionEvent, QueueEvent
 from ledger.projects import Projects
+from ledger.promotion import Promotion, PromotionRequest, PromotionState
 
 FOLDER = Path(__file__).parent / "schemas"
 _TEXT = {"type": "string", "minLength": 1}
@@ -24,6 +25,9 @@ def schemas() -> dict[str, dict[str, Any]]:
         "build.json": _titled(Build.model_json_schema(), "A build's record"),
         "projects.json": _titled(Projects.model_json_schema(), "The projects file"),
         "event.json": _event(),
+        "promotion-request.json": _titled(PromotionRequest.model_json_schema(), "A promotion's request"),
+        "promotion.json": _titled(Promotion.model_json_schema(), "A promotion's record"),
+        "promotion-event.json": _promotion_event(),
         "queue-event.json": _queue_event(),
     }
 
@@ -33,15 +37,6 @@ def _titled(schema: dict[str, Any], title: str) -> dict[str, Any]:
 
 
 def _event() -> dict[str, Any]:
-    """A CloudEvent 1.0 in JSON with a CDEvent in it; what both say must be equal is checked by the tests, which a schema cannot."""
-    kinds = [str(kind) for kind in EventType]
-    context = {
-        "specversion": {"const": CDEVENTS_VERSION},
-        "id": _TEXT,
-        "source": {**_TEXT, "format": "uri-reference"},
-        "type": {"enum": kinds},
-        "timestamp": {"type": "string", "format": "date-time"},
-    }
     custom = {
         "build": _TEXT,
         "project": _TEXT,
@@ -51,11 +46,37 @@ def _event() -> dict[str, Any]:
         **{key: {"type": "string"} for key in ("reason", "message", "ref", "commit", "image", "digest")},
         "destinations": {"type": "array", "items": _TEXT},
     }
+    required = ["build", "project", "state", "attempt", "destinations"]
+    return _cd_event([str(kind) for kind in EventType], _object(custom, required), "An event of a build")
+
+
+def _promotion_event() -> dict[str, Any]:
+    custom = {
+        **dict.fromkeys(("promotion", "project", "from", "digest", "by", "image", "message"), _TEXT),
+        "state": {"enum": [str(state) for state in PromotionState]},
+        "sequence": {"type": "integer", "minimum": 1},
+        "outcome": {"enum": sorted(set(PROMOTION_OUTCOMES.values()))},
+        "targets": {"type": "array", "items": _TEXT},
+        "overtaken": {"type": "array", "items": _TEXT},
+    }
+    required = ["promotion", "project", "state", "sequence", "from", "digest"]
+    return _cd_event([str(kind) for kind in PromotionEvent], _object(custom, required), "An event of a promotion")
+
+
+def _cd_event(kinds: list[str], custom: dict[str, Any], title: str) -> dict[str, Any]:
+    """A CloudEvent 1.0 in JSON with a CDEvent in it; what both say must be equal is checked by the tests, which a schema cannot."""
+    context = {
+        "specversion": {"const": CDEVENTS_VERSION},
+        "id": _TEXT,
+        "source": {**_TEXT, "format": "uri-reference"},
+        "type": {"enum": kinds},
+        "timestamp": {"type": "string", "format": "date-time"},
+    }
     subject = {"id": _TEXT, "source": {**_TEXT, "format": "uri-reference"}, "content": _object({"artifactId": _TEXT}, required=[])}
     data = {
         "context": _object(context),
         "subject": _object(subject),
-        "customData": _object(custom, required=["build", "project", "state", "attempt", "destinations"]),
+        "customData": custom,
         "customDataContentType": {"const": "application/json"},
     }
     envelope = {
@@ -68,7 +89,7 @@ def _event() -> dict[str, Any]:
         "datacontenttype": {"const": "application/json"},
         "data": _object(data),
     }
-    return _titled(_object(envelope), "An event of a build")
+    return _titled(_object(envelope), title)
 
 
 def _queue_event() -> dict[str, Any]:

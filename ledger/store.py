@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from ledger.build import Again, Build, BuildPage, State, moment
+from ledger.chores import Chores
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
@@ -24,8 +25,10 @@ from ledger.leases import Fence, Leases
 from ledger.limits import Limits
 from ledger.logbook import Logbook
 from ledger.projects import Projects, ProjectSettings, version_of
+from ledger.promotions import Promotions
 from ledger.quantities import parse_memory
 from ledger.settings import Settings
+from ledger.site import Site
 from ledger.submission import Submission
 from ledger.tags import Tags
 from ledger.waiting import Waiting
@@ -48,6 +51,8 @@ class Ledger:
         self.logs = Logbook(connection, parse_memory(settings.log_bytes_per_build), parse_memory(settings.log_bytes_total))
         self.tags = Tags(connection)
         self.limits = Limits(connection, settings.event_stream_length)
+        self.chores = Chores(connection, settings.event_stream_length)
+        self.promotions = Promotions(connection, self.chores)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None
 
@@ -236,7 +241,8 @@ class Ledger:
             limit = "" if project.max_builds is None else project.max_builds
             rows += (name, stored, version_of(stored), limit, project.max_builds_per_key, project.weight)
         classes = [word for pair in projects.limits.classes.items() for word in pair]
-        await self._connection.run("projects", projects.limits.max_builds, len(classes) // 2, *classes, *rows)
+        site = projects.site.model_dump_json(exclude_defaults=True)
+        await self._connection.run("projects", site, projects.limits.max_builds, len(classes) // 2, *classes, *rows)
 
     async def project(self, name: str) -> ProjectSettings:
         """A project as the projects file said it. NotFound where it is not there."""
@@ -244,6 +250,11 @@ class Ledger:
         if stored is None:
             raise NotFound(f"there is no project {name!r}; add it to the projects file and restart `crabpot serve` or `crabpot watch`")
         return ProjectSettings.model_validate_json(stored)
+
+    async def site(self) -> Site:
+        """What the projects file says that is no project's."""
+        stored = await self._connection.command("GET", self._keys.site)
+        return Site() if stored is None else Site.model_validate_json(stored)
 
     async def projects(self) -> dict[str, ProjectSettings]:
         """All projects by name."""

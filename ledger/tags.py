@@ -13,16 +13,16 @@ from ledger.errors import NotFound, VersionConflict
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a tag is wanted to be, and which build said so."""
+    """What a tag is wanted to be, and which build or promotion said so."""
 
     sequence: int
     digest: str
-    build: str
+    by: str
 
     @staticmethod
     def parse(stored: bytes) -> Wanted:
-        sequence, digest, build = stored.decode().split(" ")
-        return Wanted(int(sequence), digest, build)
+        sequence, digest, by = stored.decode().split(" ")
+        return Wanted(int(sequence), digest, by)
 
 
 class Tags:

@@ -26,11 +26,11 @@ async def move_tags(place: Place, client: RegistryClient, build: Build, hold: Ho
     assert build.digest is not None
     moved = build.moved_tags
     for image in build.further_tags:
-        if image not in moved and await _point(client, image, build.digest, hold) != build.digest:
-            raise _restless(image)
+        if image not in moved:
+            await set_fixed(client, image, build.digest, hold)
     wanted = await place.ledger.tags.want(moved[0].name, [image.reference for image in moved], build) if moved else {}
     for image in moved:
-        await _settle(place, client, image, wanted[image.reference], hold)
+        await settle_tag(place, client, image, wanted[image.reference], hold)
 
 
 async def set_tags(place: Place, client: RegistryClient, images: Sequence[ImageReference]) -> bool:
@@ -41,16 +41,23 @@ async def set_tags(place: Place, client: RegistryClient, images: Sequence[ImageR
         if wanted:
             found = await client.resolve(image)
             changed |= found is None or found.digest != wanted.digest
-            await _settle(place, client, image, wanted, _free)
+            await settle_tag(place, client, image, wanted, _free)
     return changed
 
 
-async def _settle(place: Place, client: RegistryClient, image: ImageReference, wanted: Wanted, hold: Hold) -> None:
+async def set_fixed(client: RegistryClient, image: ImageReference, digest: str, hold: Hold) -> None:
+    """Set a tag that never moves. RegistryError; RegistryUnavailable where it will not stay; what `hold` raises."""
+    if await _point(client, image, digest, hold) != digest:
+        raise _restless(image)
+
+
+async def settle_tag(place: Place, client: RegistryClient, image: ImageReference, wanted: Wanted, hold: Hold) -> Wanted:
+    """Bring a mutable tag to what it is wanted to be, and to what others want meanwhile; what it is wanted to be in the end."""
     for _ in range(_ROUNDS):
         found = await _point(client, image, wanted.digest, hold)
         wanted = await place.ledger.tags.wanted(image.name, image.reference) or wanted
         if found == wanted.digest:
-            return
+            return wanted
     raise _restless(image)
 
 

@@ -133,3 +133,14 @@ end
 local function publish_event(event, length)
   redis.call('XADD', root .. 'events', 'MAXLEN', '~', length, '*', 'event', event)
 end
+
+-- What a tag of a repository is wanted to be, after somebody with this place in the order wants it to be a digest: the later one wins.
+local function raise_wanted(repository, tag, sequence, digest, by)
+  local key = root .. 'tags:' .. repository
+  local wanted = redis.call('HGET', key, tag)
+  if not wanted or tonumber(string.match(wanted, '^%d+')) <= tonumber(sequence) then
+    wanted = sequence .. ' ' .. digest .. ' ' .. by
+    redis.call('HSET', key, tag, wanted)
+  end
+  return wanted
+end

@@ -30,7 +30,7 @@ from ledger.errors import (
 )
 from ledger.settings import Settings
 from ledger.store import Ledger
-from producer.api import builds, health, hooks, limits
+from producer.api import builds, health, hooks, limits, promotions
 
 log = structlog.get_logger()
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "crabpot"})
@@ -48,6 +48,9 @@ def create_app(ledger: Ledger, settings: Settings, *, anyone: bool = False) -> S
             Route("/v1/builds/{build}/logs", builds.logs, methods=["GET"]),
             Route("/v1/builds/{build}/cancel", builds.cancel, methods=["POST"]),
             Route("/v1/builds/{build}/retry", builds.retry, methods=["POST"]),
+            Route("/v1/promotions", promotions.create, methods=["POST"]),
+            Route("/v1/promotions", promotions.page, methods=["GET"]),
+            Route("/v1/promotions/{promotion}", promotions.show, methods=["GET"]),
             Route("/v1/limits", limits.show, methods=["GET"]),
             Route("/v1/limits/{scope:path}", limits.set_limit, methods=["PUT"]),
             Route("/v1/limits/{scope:path}", limits.give_back, methods=["DELETE"]),

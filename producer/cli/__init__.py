@@ -12,6 +12,7 @@ import sys
 import click
 
 COMMANDS = {
+    "init": ("producer.cli.init:init", "Write a Dockerfile on a distroless base for a language."),
     "submit": ("producer.cli.submit:submit", "Queue a build."),
     "list": ("producer.cli.builds:list_builds", "List builds, newest first."),
     "show": ("producer.cli.builds:show", "Show a build: its state, why it waits or failed, its attempts."),
@@ -22,6 +23,7 @@ COMMANDS = {
     "limits": ("producer.cli.limits:limits", "Show or set how many builds may run at once."),
     "pause": ("producer.cli.limits:pause", "Start no more builds: of all, a project or a capacity class."),
     "resume": ("producer.cli.limits:resume", "End a pause."),
+    "promote": ("producer.cli.promote:promote", "Give an image further tags, also in other repositories, without building it again."),
     "registry": ("worker.registry_command:command", "Look into registries; copy and remove images."),
     "doctor": ("worker.doctor:command", "Check Redis, cluster, rights, registries and clocks."),
     "serve": ("producer.cli.serve:serve", "Serve webhooks and the REST API."),
@@ -35,7 +37,7 @@ Exit codes:
   2    the command line or the request is wrong
   3    there is no such build, project or image
   4    the server, Redis or registry does not answer; try again
-  5    the build was cancelled or superseded, or it was too late to cancel it; the image is in use
+  5    the build was cancelled or superseded, or it was too late to cancel it; a later push has the tag; the image is in use; a file is in the way
   124  wait: the time was up
 """
 

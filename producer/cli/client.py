@@ -71,6 +71,12 @@ class Client:
     def retry(self, build: str) -> dict[str, Any]:
         return self._json("POST", f"{_path(build)}/retry", "id")
 
+    def promote(self, request: dict[str, Any], key: str | None) -> dict[str, Any]:
+        return self._json("POST", "/v1/promotions", "id", json=request, headers={"Idempotency-Key": key} if key else {})
+
+    def promotion(self, promotion: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/promotions/{quote(promotion, safe='')}", "id")
+
     def limits(self) -> dict[str, Any]:
         return self._json("GET", "/v1/limits", "limits")
 

@@ -323,7 +323,7 @@ class Crabpot:
     def events(self, build: str) -> list[dict[str, Any]]:
         """The build's events in the stream, in order."""
         found = [json.loads(event) for _, event in self._loop.run(self._ledger.events("0-0", block=0.1, count=5000))]
-        return [event for event in found if event["data"]["customData"]["build"] == build]
+        return [event for event in found if event["data"].get("customData", {}).get("build") == build]
 
     def event_names(self, build: str) -> list[str]:
         """As `build.queued`, `artifact.published`."""

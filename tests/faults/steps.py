@@ -19,7 +19,9 @@ from producer.cancel import cancel_build
 from producer.submit import submit_build
 from tests.faults.points import Act, Point, at, points
 from worker.admission import dispatch
+from worker.chores import go_on
 from worker.finish import finish
+from worker.kinds import KINDS
 from worker.liveness import Liveness
 from worker.nudges import Nudges
 from worker.place import Place, open_place
@@ -38,6 +40,10 @@ async def _dispatch(place: Place, build: str | None = None) -> None:
 
 async def _finish(place: Place, build: str) -> None:
     await finish(place, build)
+
+
+async def _chore(place: Place, name: str) -> None:
+    await go_on(place, name, KINDS)
 
 
 async def _cancel(place: Place, build: str) -> None:
@@ -77,6 +83,7 @@ STEPS: dict[str, Step] = {
     "submit": _alone(_submit),
     "dispatch": _placed(_dispatch),
     "finish": _placed(_finish),
+    "chore": _placed(_chore),
     "cancel": _placed(_cancel),
     "lead": _placed(_lead),
 }
