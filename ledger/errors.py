@@ -14,6 +14,7 @@ CrabpotError
 │   ├── TooLate             the build has ended, or its tags are being moved
 │   ├── ImageInUse          other tags or an index need the image
 │   ├── StillRuns           the build has not ended yet
+│   ├── RegistryHeld        somebody else holds the registry (retryable)
 │   └── PodConflict         a pod of that name exists and is not ours
 ├── LedgerError
 │   ├── LedgerUnavailable   Redis did not answer (retryable)
@@ -122,6 +123,12 @@ class TooLate(Conflict):
 
 class StillRuns(Conflict):
     """The build has not ended yet."""
+
+
+class RegistryHeld(Conflict):
+    """Somebody else holds the registry for maintenance."""
+
+    retryable = True
 
 
 class PodConflict(Conflict):

@@ -39,11 +39,13 @@ class EventType(StrEnum):
 
 
 class QueueEvent(StrEnum):
-    """What can happen to the queue as a whole; subject is the scope (`ledger.limits.Scope`)."""
+    """What can happen to the queue as a whole; subject is the scope (`ledger.limits.Scope`), or `registry/` and the host of a held one."""
 
     LIMITED = "dev.crabpot.queue.limited.0.1.0"
     PAUSED = "dev.crabpot.queue.paused.0.1.0"
     RESUMED = "dev.crabpot.queue.resumed.0.1.0"
+    HELD = "dev.crabpot.queue.held.0.1.0"
+    RELEASED = "dev.crabpot.queue.released.0.1.0"
     MENDED = "dev.crabpot.queue.mended.0.1.0"
 
 

@@ -67,7 +67,7 @@ class Keys:
 
     @property
     def gates(self) -> str:
-        """Hash: what admissions look at, made of the three: scope -> the limit that holds; `p|` and a scope -> since when it is paused."""
+        """Hash: what admissions look at, made of the three: scope -> the limit that holds; `p|` and a scope -> since when it is paused; `h|` and a registry -> its hold."""
         return f"{self.root}gates"
 
     @property
@@ -76,6 +76,22 @@ class Keys:
         a slot (ms); `weight|` and a project -> its weight.
         """
         return f"{self.root}shares"
+
+    @property
+    def holds(self) -> str:
+        """Hash: registry -> `since until who` (ms) of its hold: what writes to it is not admitted. Also in `gates`, under `h|`."""
+        return f"{self.root}holds"
+
+    @property
+    def holds_until(self) -> str:
+        """Sorted set: held registries -> when their holds end by themselves (ms)."""
+        return f"{self.root}holds:until"
+
+    def lanes(self, registry: str) -> str:
+        """Set: `project|class|lane` of the lanes that are not empty and whose builds write to a registry. The same of a project's concurrency
+        key is behind `lanes|key|PROJECT|KEY`.
+        """
+        return f"{self.root}lanes:{registry}"
 
     def turns(self, capacity_class: str) -> str:
         """Sorted set: projects that have builds of the class to admit and are below their limit -> virtual time (ms that they held slots,
@@ -156,7 +172,7 @@ class Keys:
         return f"{self.root}mended"
 
     def pauses(self, field: str) -> str:
-        """List: the last pauses of a scope that have ended, each `since until` (ms)."""
+        """List: the last pauses of a scope, or holds of a registry (`h|` and its host), that have ended, each `since until` (ms)."""
         return f"{self.root}pauses:{field}"
 
     def lease(self, name: str) -> str:

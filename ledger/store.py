@@ -21,6 +21,7 @@ from ledger.build import Again, Build, BuildPage, State, moment
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
+from ledger.holds import Holds
 from ledger.keys import Keys
 from ledger.leases import Fence, Leases
 from ledger.limits import Limits
@@ -50,7 +51,8 @@ class Ledger:
         self.leases = Leases(connection)
         self.logs = Logbook(connection, parse_memory(settings.log_bytes_per_build), parse_memory(settings.log_bytes_total))
         self.tags = Tags(connection)
-        self.limits = Limits(connection, settings.event_stream_length)
+        self.holds = Holds(connection, settings.event_stream_length)
+        self.limits = Limits(connection, settings.event_stream_length, self.holds)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None
 

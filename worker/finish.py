@@ -153,7 +153,9 @@ class _Finish:
     async def _later(self, project: ProjectSettings, error: CrabpotError) -> None:
         """The registry's trouble: the same step again with growing pauses, until the publishing deadline."""
         build, now = self._build, await self._place.ledger.now()
-        end = deadline(build, build.publishing_since, project.deadlines)
+        # While a registry is held for maintenance it takes nothing, and that is nobody's delay.
+        held = await self._place.ledger.holds.lasted(build.request.written, build.publishing_since, now)
+        end = deadline(build, build.publishing_since, project.deadlines) + held
         if now >= end:
             message = f"the registry could not be used before the publishing deadline: {error}"
             await finalize(self._place, build, State.FAILED, None, reason=Reason.PUBLISH_DEADLINE, message=message)

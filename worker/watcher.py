@@ -100,7 +100,7 @@ async def _renew(place: Place, liveness: Liveness, fence: Fence, owner: str) -> 
             raise FenceLost
 
 
-_WAKING = tuple(f'"type":"{kind}"'.encode() for kind in (EventType.QUEUED, QueueEvent.LIMITED, QueueEvent.RESUMED))
+_WAKING = tuple(f'"type":"{kind}"'.encode() for kind in (EventType.QUEUED, QueueEvent.LIMITED, QueueEvent.RESUMED, QueueEvent.RELEASED))
 """After these there may be something to admit."""
 
 

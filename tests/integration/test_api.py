@@ -331,6 +331,17 @@ async def test_an_ended_build_is_built_again(api, ledger):
     assert (await api.post("/v1/builds/nobody/retry")).status_code == 404
 
 
+async def test_a_held_registry_is_told(api, ledger):
+    await ledger.holds.take(["registry.example.com"], "a collection", timedelta(minutes=1))
+    build = (await api.post("/v1/builds", json=request_fields())).json()["id"]
+    assert (
+        "the registry registry.example.com, which is under maintenance since" in (await api.get(f"/v1/builds/{build}")).json()["waits_for"]
+    )
+    assert [(hold["registry"], hold["by"]) for hold in (await api.get("/v1/limits")).json()["holds"]] == [
+        ("registry.example.com", "a collection")
+    ]
+
+
 async def test_limits_and_pauses(api):
     def of(answer, scope):
         assert answer.status_code == 200, answer.text
