@@ -11,6 +11,7 @@ CrabpotError
 ├── Conflict                the record says no
 │   ├── VersionConflict     somebody else wrote first; read again (retryable)
 │   ├── FenceLost           this process no longer leads; stop writing
+│   ├── ChoreLost           another worker goes on with the chore; stop writing
 │   ├── TooLate             the build has ended, or its tags are being moved
 │   ├── ImageInUse          other tags or an index need the image
 │   ├── StillRuns           the build has not ended yet
@@ -115,6 +116,10 @@ class VersionConflict(Conflict):
 
 class FenceLost(Conflict):
     """Another process leads now; this one must stop writing."""
+
+
+class ChoreLost(Conflict):
+    """Another worker has taken the chore on; this one must stop."""
 
 
 class TooLate(Conflict):

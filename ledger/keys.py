@@ -178,3 +178,7 @@ class Keys:
     def lease(self, name: str) -> str:
         """Hash: owner, fence; expires when it is not renewed."""
         return f"{self.root}lease:{name}"
+
+    def evidence(self, registry: str) -> str:
+        """Hash: repository -> what its tags needed before a collection (zlib JSON); '' -> the run that wrote it. Expires."""
+        return f"{self.root}evidence:{registry}"
