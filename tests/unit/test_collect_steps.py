@@ -139,7 +139,7 @@ async def test_what_a_run_has_left_read_only_is_mended_by_the_next(job):
     states = await run_to_its_end(model, Purpose.MEND, run="r2")
     well(model)
     assert "a run that is no more" in states[-1].trouble
-    assert [state.step for state in states if state.step in (Step.RESTART, Step.VERIFY, Step.OPEN)][0] is Step.RESTART
+    assert next(state.step for state in states if state.step in (Step.RESTART, Step.VERIFY, Step.OPEN)) is Step.RESTART
     assert (await run_to_its_end(model, Purpose.MEND, run="r3"))[-1].trouble is None
 
 
@@ -204,6 +204,6 @@ def check(old: Collection, new: Collection) -> None:
     if new.step is Step.SWEEP and old.step is not Step.SWEEP:
         assert old.step is Step.JUDGE
     if new.step is Step.OPEN and old.step is not Step.OPEN:
-        assert not old.sweeping or old.step in (Step.VERIFY,), "a sweeper may live"
+        assert not old.sweeping or old.step == Step.VERIFY, "a sweeper may live"
     if old.closed:
         assert new.closed

@@ -1,6 +1,6 @@
 """A registry in Kubernetes, for its collection: a Deployment or StatefulSet with a claim, swept by a Job on that claim or by exec.
 
-The account needs what RIGHTS says, in the registry's namespace alone.
+The account needs what `rights_of` says, in the registry's namespace alone.
 """
 
 from __future__ import annotations
@@ -19,14 +19,23 @@ from worker.collect.steps import Finding, Lost, No, Wait, Well
 from worker.collect.workload import CLOSED, SWEEPS, Json, Workload, has_ended, is_ready, mounts
 
 _COMMON = (
-    ("get", "deployments", ""), ("patch", "deployments", ""), ("get", "statefulsets", ""), ("patch", "statefulsets", ""),
-    ("get", "persistentvolumeclaims", ""), ("list", "pods", ""), ("get", "jobs", ""), ("list", "jobs", ""), ("delete", "jobs", ""),
+    ("get", "persistentvolumeclaims", ""), ("list", "pods", ""),
+    ("get", "jobs", ""), ("list", "jobs", ""), ("delete", "jobs", ""),
 )  # fmt: skip
-RIGHTS = {
-    "job": (*_COMMON, ("create", "jobs", ""), ("get", "pods", "log")),
-    "exec": (*_COMMON, ("get", "pods", "exec"), ("create", "pods", "exec")),
+_BY = {
+    "job": (("create", "jobs", ""), ("get", "pods", "log")),
+    "exec": (("get", "pods", "exec"), ("create", "pods", "exec")),
 }
-"""(verb, resource, subresource), by how it sweeps. Jobs are looked for and deleted in any case: the settings may have been others before."""
+
+
+def rights_of(settings: CollectedInKubernetes) -> tuple[tuple[str, str, str], ...]:
+    """(verb, resource, subresource) that the account needs in the registry's namespace. Jobs are looked for and ended in any case: the settings
+    may have been others before.
+    """
+    kind = settings.workload.partition("/")[0] + "s"
+    return (("get", kind, ""), ("patch", kind, ""), *_COMMON, *_BY[settings.how])
+
+
 _PAGE = 250
 _PENDING = timedelta(minutes=10)
 """How long a sweep's pod may be without a node or an image."""

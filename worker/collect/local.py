@@ -97,7 +97,7 @@ class LocalSite:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with suppress(ValueError):
-                kill_marked(int(os.pread(held, 32, 0)), f"{_SWEEP}=1")
+                _end_sweep(int(os.pread(held, 32, 0)))
             yield False
         else:
             yield True
@@ -132,6 +132,14 @@ def _is_closed(process: int) -> bool:
 def _end(process: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGTERM)
+
+
+def _end_sweep(session: int) -> None:
+    """SIGKILL to a sweep and its program, also where only one of them lives."""
+    with suppress(OSError):
+        if f"{_SWEEP}=1".encode() in Path(f"/proc/{session}/environ").read_bytes().split(b"\0"):
+            os.killpg(session, signal.SIGKILL)
+    kill_marked(session, f"{_SWEEP}=1")
 
 
 def _text(path: Path) -> str | None:
