@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ledger.access import RegistryAccess
 from ledger.fields import AbsolutePath, Duration, Frozen, Name, RegistryHost
 from ledger.quantities import parse_duration
+from ledger.schedule import Schedule
 
 Workload = Annotated[str, StringConstraints(pattern=r"^(deployment|statefulset)/[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
@@ -21,6 +22,8 @@ class Collected(Frozen):
     registry: RegistryHost
     aliases: tuple[RegistryHost, ...] = ()
     """Other names by which images call it: builds that write to these wait as well."""
+    schedule: Schedule | None = None
+    """When; unset: only when somebody asks."""
     drain: Duration = "15m"
     """How long running builds that write to it are waited for; then the run gives up until the next."""
 
@@ -79,8 +82,8 @@ class CollectsItself(Collected):
 
     @model_validator(mode="after")
     def _bare(self) -> Self:
-        if self.aliases:
-            raise ValueError("aliases: of no use for a registry that collects its own garbage")
+        if self.aliases or self.schedule:
+            raise ValueError("a registry that collects its own garbage takes neither aliases nor a schedule here")
         return self
 
 

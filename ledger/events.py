@@ -49,6 +49,15 @@ class QueueEvent(StrEnum):
     MENDED = "dev.crabpot.queue.mended.0.1.0"
 
 
+class CollectionEvent(StrEnum):
+    """What can happen to a collection of garbage; subject is the registry."""
+
+    PLANNED = "dev.crabpot.collection.planned.0.1.0"
+    STARTED = "dev.crabpot.collection.started.0.1.0"
+    FINISHED = "dev.crabpot.collection.finished.0.1.0"
+    FAILED = "dev.crabpot.collection.failed.0.1.0"
+
+
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
 OUTCOMES = {State.SUCCEEDED: "success", State.FAILED: "failure", State.CANCELLED: "cancel", State.SUPERSEDED: "cancel"}
 
@@ -100,6 +109,21 @@ def mended_event(mended: Mapping[str, Sequence[str]]) -> str:
     """The CloudEvent's JSON for what was put right in a round: what -> builds and the like; the first of many are named."""
     told = {what: {"count": len(subjects), "subjects": sorted(subjects)[:_NAMED]} for what, subjects in sorted(mended.items())}
     return _say_queue(QueueEvent.MENDED, "all", {"mended": told})
+
+
+def collection_event(kind: CollectionEvent, registry: str, run: str, told: Mapping[str, Any]) -> str:
+    """The CloudEvent's JSON for a run; its id is the run's, so that a repeat collapses."""
+    envelope = {
+        "specversion": "1.0",
+        "id": f"{run}.{kind.value.split('.')[3]}",
+        "source": QUEUE_SOURCE,
+        "type": kind.value,
+        "subject": registry,
+        "time": datetime.now(UTC),
+        "datacontenttype": "application/json",
+        "data": {"registry": registry, "run": run, **told},
+    }
+    return to_json(envelope).decode()
 
 
 def _say_queue(kind: QueueEvent, scope: str, told: Mapping[str, Any]) -> str:

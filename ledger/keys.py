@@ -130,6 +130,11 @@ class Keys:
         return f"{self.root}projects"
 
     @property
+    def site(self) -> str:
+        """What the projects file says that is no project's, as JSON."""
+        return f"{self.root}site"
+
+    @property
     def project_versions(self) -> str:
         """Hash: project -> a short digest of what `projects` holds."""
         return f"{self.root}projects:versions"
@@ -182,3 +187,29 @@ class Keys:
     def evidence(self, registry: str) -> str:
         """Hash: repository -> what its tags needed before a collection (zlib JSON); '' -> the run that wrote it. Expires."""
         return f"{self.root}evidence:{registry}"
+
+    # Chores and schedules
+
+    def chore(self, name: str) -> str:
+        """Hash: registry, state, progress (JSON), fence, until when it is held (ms), said, tries, times."""
+        return f"{self.root}chore:{name}"
+
+    @property
+    def chores(self) -> str:
+        """Sorted set: chores that have not ended -> when a worker is to come (ms)."""
+        return f"{self.root}chores"
+
+    @property
+    def chores_ended(self) -> str:
+        """Sorted set: chores that have ended -> when (ms)."""
+        return f"{self.root}chores:ended"
+
+    @property
+    def chores_active(self) -> str:
+        """Hash: registry -> the chore that is under way there."""
+        return f"{self.root}chores:active"
+
+    @property
+    def schedules(self) -> str:
+        """Hash: schedule -> its last occurrence that was taken (ms)."""
+        return f"{self.root}schedules"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ledger.access import RegistryAccess
 from ledger.documents import compose_yaml, read_yaml
@@ -22,6 +22,7 @@ from ledger.policy import Policy, pattern_of
 from ledger.references import ImageReference, branch_of, git_tag_of, parse_tag, tag_from
 from ledger.request import BuildRequest, Deadlines, Resources, problems_of
 from ledger.retention import Retention
+from ledger.site import SecretSource, Site
 
 _PLACES = {"sha": "0" * 40, "short_sha": "0" * 12, "branch": "main", "tag": "v1"}
 
@@ -47,19 +48,6 @@ def _filled(template: str, values: dict[str, str]) -> str:
         return template.format_map(values)
     except (KeyError, IndexError, ValueError) as error:
         raise RequestInvalid([Problem("concurrency_key", repr(template), f"may have {', '.join(values)} in braces ({error})")]) from None
-
-
-class SecretSource(Frozen):
-    """Where a secret is found by the process that needs it: an environment variable or a file."""
-
-    env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    file: Path | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.env is None) == (self.file is None):
-            raise ValueError("name either env (a variable) or file")
-        return self
 
 
 class Rule(Frozen):
@@ -180,7 +168,7 @@ class Limits(Frozen):
     """The same for each capacity class: an architecture (arm64), or what requests name in placement.capacity_class."""
 
 
-class Projects(Frozen):
+class Projects(Site):
     """The projects file as a whole."""
 
     version: Literal[1] = 1

@@ -18,6 +18,7 @@ from typing import Any, Self
 import structlog
 
 from ledger.build import Again, Build, BuildPage, State, moment
+from ledger.chores import Chores
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
@@ -29,6 +30,7 @@ from ledger.logbook import Logbook
 from ledger.projects import Projects, ProjectSettings, version_of
 from ledger.quantities import parse_memory
 from ledger.settings import Settings
+from ledger.site import Site
 from ledger.submission import Submission
 from ledger.tags import Tags
 from ledger.waiting import Waiting
@@ -53,6 +55,7 @@ class Ledger:
         self.tags = Tags(connection)
         self.holds = Holds(connection, settings.event_stream_length)
         self.limits = Limits(connection, settings.event_stream_length, self.holds)
+        self.chores = Chores(connection, settings.event_stream_length)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None
 
@@ -241,7 +244,8 @@ class Ledger:
             limit = "" if project.max_builds is None else project.max_builds
             rows += (name, stored, version_of(stored), limit, project.max_builds_per_key, project.weight)
         classes = [word for pair in projects.limits.classes.items() for word in pair]
-        await self._connection.run("projects", projects.limits.max_builds, len(classes) // 2, *classes, *rows)
+        site = projects.site.model_dump_json(exclude_defaults=True)
+        await self._connection.run("projects", site, projects.limits.max_builds, len(classes) // 2, *classes, *rows)
 
     async def project(self, name: str) -> ProjectSettings:
         """A project as the projects file said it. NotFound where it is not there."""
@@ -249,6 +253,11 @@ class Ledger:
         if stored is None:
             raise NotFound(f"there is no project {name!r}; add it to the projects file and restart `crabpot serve` or `crabpot watch`")
         return ProjectSettings.model_validate_json(stored)
+
+    async def site(self) -> Site:
+        """What the projects file says that is no project's."""
+        stored = await self._connection.command("GET", self._keys.site)
+        return Site() if stored is None else Site.model_validate_json(stored)
 
     async def projects(self) -> dict[str, ProjectSettings]:
         """All projects by name."""

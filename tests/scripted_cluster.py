@@ -163,6 +163,9 @@ class Recorded:
     def finish(self, build: str) -> None:
         self.sent.append(("finish", build))
 
+    def chore(self, name: str) -> None:
+        self.sent.append(("chore", name))
+
 
 class Site:
     """A worker and a leader on one loop: real ledger, real registry, scripted cluster."""

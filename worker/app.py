@@ -8,7 +8,7 @@ from __future__ import annotations
 from celery import Celery
 from kombu.entity import Queue
 
-from ledger.queue import ROUTES
+from ledger.queue import ROUTES, SCHEDULE
 from ledger.settings import settings
 
 _REDIS = {
@@ -30,7 +30,7 @@ app.conf.update(
     task_ignore_result=True,  # results are records and events; a result backend would keep keys that nobody reads
     task_routes=ROUTES,
     task_queues=[
-        Queue(route["queue"], routing_key=route["queue"]) for route in ROUTES.values()
+        Queue(name, routing_key=name) for name in sorted({route["queue"] for route in ROUTES.values()})
     ],  # a worker takes every step unless -Q says otherwise
     task_default_queue="crabpot.dispatch",
     task_serializer="json",
@@ -51,4 +51,6 @@ app.conf.update(
     task_send_sent_event=False,
     worker_enable_remote_control=False,  # no pidbox keys and no broadcast; revoke lives in workers' memory, a cancel in the record
     timezone="UTC",
+    # Only that time passes: what is due by which expression in which zone, the step knows. One that comes late is of no use any more.
+    beat_schedule={SCHEDULE: {"task": SCHEDULE, "schedule": 60.0, "options": {"expires": 55}}},
 )

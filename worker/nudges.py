@@ -9,7 +9,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from ledger.queue import DISPATCH, FINISH
+from ledger.queue import CHORE, DISPATCH, FINISH
 
 log = structlog.get_logger()
 _OF_USE = 60
@@ -36,6 +36,9 @@ class Nudges:
 
     def finish(self, build: str) -> None:
         self._thread.submit(self._send, FINISH, build)
+
+    def chore(self, name: str) -> None:
+        self._thread.submit(self._send, CHORE, name)
 
     def _dispatch(self) -> None:
         self._pending = False

@@ -1,4 +1,4 @@
-"""The Celery tasks: decode, call one step, log. A failed step is not retried by Celery: its build's due time repeats it."""
+"""The Celery tasks: decode, call one step, log. A failed step is not retried by Celery: its build's, or chore's, due time repeats it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from celery.signals import setup_logging, worker_shutdown
 
 from ledger.errors import CrabpotError
 from ledger.logging import set_up
-from ledger.queue import DISPATCH, FINISH
+from ledger.queue import CHORE, DISPATCH, FINISH, SCHEDULE
 from ledger.settings import settings
 from worker.admission import dispatch
 from worker.app import app
+from worker.chores import go_on
 from worker.consuming import Consuming
 from worker.finish import finish
+from worker.kinds import KINDS
 from worker.process import process
+from worker.schedules import start_due
 
 log = structlog.get_logger()
 app.steps["consumer"].add(Consuming)
@@ -48,6 +51,24 @@ def finish_task(build: str) -> None:
         process.run(lambda place: finish(place, build))
     except (CrabpotError, TimeoutError) as error:
         _failed("finish", error, build)
+
+
+@app.task(name=CHORE)
+def chore_task(name: str) -> None:
+    """Go on with a chore."""
+    try:
+        process.run(lambda place: go_on(place, name, KINDS))
+    except (CrabpotError, TimeoutError) as error:
+        log.warning("chore_failed", chore=name, error=str(error), kind=type(error).__name__)
+
+
+@app.task(name=SCHEDULE)
+def schedule_task() -> None:
+    """Start the chores whose schedule has come."""
+    try:
+        process.run(start_due)
+    except (CrabpotError, TimeoutError) as error:
+        log.warning("schedule_failed", error=str(error), kind=type(error).__name__)
 
 
 def _failed(step: str, error: Exception, build: str | None) -> None:

@@ -40,8 +40,10 @@ LEASE_TTL = timedelta(seconds=6)
 _RENEW = 1.5
 _TICK = 5.0
 """Seconds between two looks at the queue that no event caused: they make a lost nudge cheap."""
-_LEADING = {"watch": 300.0, "events": 60.0, "due": 60.0, "tick": 180.0}
+_LEADING = {"watch": 300.0, "events": 60.0, "due": 60.0, "tick": 180.0, "chores": 60.0}
 """What a leader does, and how many seconds may pass between two rounds of it; a watch may be silent for as long as nothing happens."""
+_CHORES_PULSE = 1.0
+"""Seconds between two looks at the chores; no cluster need answer for them."""
 _DUE_PULSE = 0.4
 """Seconds between two looks at the due times: how soon a cancel is felt."""
 
@@ -85,6 +87,7 @@ async def lead(place: Place, nudges: Nudges, liveness: Liveness, fence: Fence, o
             group.create_task(observer.run())
             group.create_task(captures.flush_for_ever())
             group.create_task(_pump(place, nudges, liveness))
+            group.create_task(_watch_chores(place, nudges, liveness))
             group.create_task(_watch_due(place, nudges, liveness, observer, reconciler))
             group.create_task(_tick(place, nudges, liveness, observer, reconciler))
     finally:
@@ -115,6 +118,17 @@ async def _pump(place: Place, nudges: Nudges, liveness: Liveness) -> None:
             last = events[-1][0]
             if any(kind in event for _, event in events for kind in _WAKING):
                 nudges.dispatch()
+
+
+async def _watch_chores(place: Place, nudges: Nudges, liveness: Liveness) -> None:
+    for collected in (await place.ledger.site()).collect:
+        if collected.kind != "own":  # a run that the ledger has forgotten may have left its registry read-only
+            await place.ledger.chores.start(f"mend:{collected.registry}", collected.registry)
+    while True:
+        liveness.round("chores")
+        for name in await place.ledger.chores.due():
+            nudges.chore(name)
+        await asyncio.sleep(_CHORES_PULSE)
 
 
 async def _watch_due(place: Place, nudges: Nudges, liveness: Liveness, observer: Observer, reconciler: Reconciler) -> None:

@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
 -- Store the projects file: policies and limits take effect at the next submit and admission. Projects that are no longer in it go;
--- their builds stay. ARGV: root, global limit, number of classes, per class: name, limit; then per project: name, stored JSON, version,
---       limit or '', limit of each concurrency key, weight
+-- their builds stay. ARGV: root, what is no project's (JSON), global limit, number of classes, per class: name, limit; then per project:
+--       name, stored JSON, version, limit or '', limit of each concurrency key, weight
 local names, kept = {}, {}
-redis.call('HSET', root .. 'limits', '', ARGV[2])
+redis.call('SET', root .. 'site', ARGV[2])
+redis.call('HSET', root .. 'limits', '', ARGV[3])
 set_gate('')
-local after = 4 + 2 * ARGV[3]
-for at = 4, after - 1, 2 do
+local after = 5 + 2 * ARGV[4]
+for at = 5, after - 1, 2 do
   kept['class|' .. ARGV[at]] = true
   redis.call('HSET', root .. 'limits', 'class|' .. ARGV[at], ARGV[at + 1])
   set_gate('class|' .. ARGV[at])

@@ -12,7 +12,9 @@ import structlog
 from ledger.build import State
 from ledger.errors import CrabpotError
 from worker.admission import dispatch
+from worker.chores import go_on
 from worker.finish import finish
+from worker.kinds import KINDS
 from worker.place import Place
 
 log = structlog.get_logger()
@@ -35,6 +37,9 @@ class Nudges:
 
     def finish(self, build: str) -> None:
         self._queue.put_nowait(("finish", build))
+
+    def chore(self, name: str) -> None:
+        self._queue.put_nowait(("chore", name))
 
     async def take(self) -> tuple[str, str | None]:
         step, build = await self._queue.get()
@@ -63,7 +68,13 @@ class Workers:
         while True:
             step, build = await self.nudges.take()
             try:
-                await (self.dispatch(build) if step == "dispatch" else self.finish(build or ""))
+                match step:
+                    case "dispatch":
+                        await self.dispatch(build)
+                    case "finish":
+                        await self.finish(build or "")
+                    case "chore":
+                        await go_on(self._place, build or "", KINDS)
             except* CrabpotError as group:
                 log.info("step_failed", step=step, build=build, errors=[str(error) for error in group.exceptions])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ledger.build import State
-from ledger.projects import SecretSource
 from ledger.settings import Settings
+from ledger.site import SecretSource
 from tests.integration.front_door import SECRET, push, served, signed
 
 A, B = "a" * 40, "b" * 40

@@ -5,6 +5,7 @@ The account needs what `rights_of` says, in the registry's namespace alone.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,8 @@ def rights_of(settings: CollectedInKubernetes) -> tuple[tuple[str, str, str], ..
 _PAGE = 250
 _PENDING = timedelta(minutes=10)
 """How long a sweep's pod may be without a node or an image."""
+_EXECUTED = 240.0
+"""Seconds that a sweep by exec may take: it ends with its step. One that takes longer is a Job's."""
 _LOG = {"limitBytes": 64 * 1024 * 1024}
 
 
@@ -129,9 +132,12 @@ class KubernetesSite:
         if pod is None or workload.container is None:
             return Lost("no pod of the registry is ready")
         try:
-            done = await self._api.execute(
-                self._settings.namespace, pod["metadata"]["name"], workload.container["name"], self._command(*flags)
-            )
+            async with asyncio.timeout(_EXECUTED):
+                done = await self._api.execute(
+                    self._settings.namespace, pod["metadata"]["name"], workload.container["name"], self._command(*flags)
+                )
+        except TimeoutError:
+            return Lost(f"it took longer than {_EXECUTED:.0f} s, which is too long for `how: exec`")
         except ClusterDenied as error:
             return No(str(error))
         except (ClusterError, NotFound) as error:

@@ -44,6 +44,11 @@ class Policies:
         """Repositories that policies name without a pattern: they need no catalog to be found."""
         return frozenset(pattern for _, policy in self.entries for pattern in policy.repositories if is_plain(pattern))
 
+    def registries(self) -> tuple[str, ...]:
+        """The registries that policies name. A pattern names its registry without `*`, or it would be any."""
+        hosts = {pattern.partition("/")[0] for _, policy in self.entries for pattern in policy.repositories}
+        return tuple(sorted(host for host in hosts if host and not set("*?") & set(host)))
+
     def has_patterns(self) -> bool:
         """Whether some policy names repositories by a pattern, so that they must be listed to be found."""
         return not all(is_plain(pattern) for _, policy in self.entries for pattern in policy.repositories)
