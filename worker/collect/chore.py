@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from ledger.chores import Claim
 from ledger.collected import AnyCollected, CollectedHere, CollectedInKubernetes, CollectedOnThisMachine, CollectsItself
+from ledger.errors import ClusterError, InputInvalid, RegistryError
 from ledger.events import CollectionEvent, collection_event
 from ledger.evidence import Evidence
 from ledger.projects import ProjectSettings
@@ -29,7 +30,7 @@ from worker.place import Place
 from worker.registry.reader import RegistryReader
 
 _SETTINGS: TypeAdapter[AnyCollected] = TypeAdapter(AnyCollected)
-_SOON = timedelta(seconds=2)
+_SOON, _LATER = timedelta(seconds=2), timedelta(seconds=30)
 
 
 async def go_on(place: Place, claim: Claim, *, purpose: Purpose) -> Next:
@@ -51,10 +52,16 @@ async def go_on(place: Place, claim: Claim, *, purpose: Purpose) -> Next:
         progress = {"settings": settings.model_dump(mode="json"), "state": changed.model_dump(mode="json")}
         await claim.write(progress, events=list(_told(state, changed)))
 
-    async with _opened(place, settings, claim) as work:
-        if not claim.progress:
-            await save(state)
-        found = await advance(work, state, await place.ledger.now(), save)
+    try:
+        async with _opened(place, settings, claim) as work:
+            if not claim.progress:
+                await save(state)
+            found = await advance(work, state, await place.ledger.now(), save)
+    except (ClusterError, RegistryError, InputInvalid) as error:
+        if not state.closed:
+            raise
+        # A chore that cannot be helped is stopped; one whose registry may be read-only never is.
+        return later(_LATER, f"{state.step.value.replace('_', ' ')}: {error}")
     await save(found)
     if found.step is Step.DONE:
         return done(said_of(found))
