@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -13,6 +13,8 @@ from ledger.fields import AbsolutePath, Duration, Frozen, Name, RegistryHost
 from ledger.quantities import parse_duration
 from ledger.schedule import Schedule
 
+CHORES: Final = {"run": "collect", "plan": "weigh", "mend": "mend"}
+"""What can be done for a registry's garbage -> the kind of chore that does it."""
 Workload = Annotated[str, StringConstraints(pattern=r"^(deployment|statefulset)/[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import structlog
 from cronsim import CronSim
 
+from ledger.collected import CHORES
 from ledger.schedule import Schedule
 from ledger.site import Site
 from worker.place import Place
@@ -56,7 +57,7 @@ def planned_of(site: Site, policies: Policies) -> Iterator[Planned]:
             yield Planned(f"plan:{registry}", registry, site.retention)
     for collected in site.collect:
         if collected.schedule is not None:
-            yield Planned(f"collect:{collected.registry}", collected.registry, collected.schedule)
+            yield Planned(f"{CHORES['run']}:{collected.registry}", collected.registry, collected.schedule)
 
 
 def last_occurrence(schedule: Schedule, after: datetime, now: datetime) -> datetime | None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ledger.build import Again, Reason, State
+from ledger.collected import CollectsItself
 from ledger.errors import LedgerUnavailable
 from ledger.logbook import Line
 from ledger.settings import Settings
@@ -340,6 +341,19 @@ async def test_a_held_registry_is_told(api, ledger):
     assert [(hold["registry"], hold["by"]) for hold in (await api.get("/v1/limits")).json()["holds"]] == [
         ("registry.example.com", "a collection")
     ]
+
+
+async def test_collections_are_started_and_listed(api, ledger, projects):
+    own = CollectsItself(registry="harbor.example.com", kind="own")
+    await ledger.store_projects(projects.model_copy(update={"collect": (own,)}))
+    begun = await api.post("/v1/collections", json={"registry": "harbor.example.com", "kind": "plan"})
+    assert (begun.status_code, begun.json()["name"], begun.json()["state"]) == (202, "weigh:harbor.example.com", "waiting")
+    assert (await api.post("/v1/collections", json={"registry": "harbor.example.com", "kind": "plan"})).status_code == 200
+    assert [one["name"] for one in (await api.get("/v1/collections")).json()["collections"]] == ["weigh:harbor.example.com"]
+    unknown = await api.post("/v1/collections", json={"registry": "other.example.com"})
+    assert unknown.status_code == 404
+    assert "name it under `collect`" in unknown.json()["detail"]
+    assert (await api.post("/v1/collections", json={"registry": "harbor.example.com", "kind": "x"})).json()["problems"][0]["path"] == "kind"
 
 
 async def test_limits_and_pauses(api):

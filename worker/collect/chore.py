@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from ledger.chores import Claim
-from ledger.collected import AnyCollected, CollectedHere, CollectedInKubernetes, CollectedOnThisMachine, CollectsItself
+from ledger.collected import CHORES, AnyCollected, CollectedHere, CollectedInKubernetes, CollectedOnThisMachine, CollectsItself
 from ledger.errors import ClusterError, InputInvalid, RegistryError
 from ledger.events import CollectionEvent, collection_event
 from ledger.evidence import Evidence
@@ -69,9 +69,9 @@ async def go_on(place: Place, claim: Claim, *, purpose: Purpose) -> Next:
 
 
 COLLECTIONS: Final[Mapping[str, Bit]] = {
-    "collect": partial(go_on, purpose=Purpose.COLLECT),
-    "weigh": partial(go_on, purpose=Purpose.PLAN),
-    "mend": partial(go_on, purpose=Purpose.MEND),
+    CHORES["run"]: partial(go_on, purpose=Purpose.COLLECT),
+    CHORES["plan"]: partial(go_on, purpose=Purpose.PLAN),
+    CHORES["mend"]: partial(go_on, purpose=Purpose.MEND),
 }
 """The kinds of chores: collect garbage; say how much there is; put right what a lost run has left."""
 

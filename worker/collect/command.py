@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from ledger.chores import Chore, ChoreState
+from ledger.collected import CHORES
 from ledger.console import say_json, say_table
 from ledger.settings import Settings
 from ledger.store import Ledger
-from worker.collect.chore import COLLECTIONS
 
 _LOOK = 1.0
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -33,7 +33,7 @@ def command() -> None:
 @_JSON
 def plan(registry: str, wait: bool, as_json: bool) -> None:
     """Say what a collection would free. Nothing is changed, and nobody waits."""
-    asyncio.run(_start("weigh", registry, wait, as_json))
+    asyncio.run(_start(CHORES["plan"], registry, wait, as_json))
 
 
 @command.command()
@@ -42,7 +42,7 @@ def plan(registry: str, wait: bool, as_json: bool) -> None:
 @_JSON
 def run(registry: str, wait: bool, as_json: bool) -> None:
     """Collect now: builds that push there wait, the registry is read-only meanwhile, and all is read back afterwards."""
-    asyncio.run(_start("collect", registry, wait, as_json))
+    asyncio.run(_start(CHORES["run"], registry, wait, as_json))
 
 
 @command.command()
@@ -78,7 +78,7 @@ async def _start(kind: str, registry: str, wait: bool, as_json: bool) -> None:
 
 async def _status(as_json: bool) -> None:
     async with _ledger() as ledger:
-        chores = await ledger.chores.all(*COLLECTIONS)
+        chores = await ledger.chores.all(*CHORES.values())
     if as_json:
         say_json({"collections": [_told(chore) for chore in chores]})
         return
