@@ -120,7 +120,20 @@ class DeployedRegistry:
         self.cluster.apply("default", {"kind": "Namespace", "metadata": {"name": system}})
         only = ("--show-only", "templates/worker/collect.yaml", "--show-only", "templates/worker/serviceaccount.yaml")
         rendered = subprocess.run(
-            ["helm", "template", "crabpot", str(CHART), "--namespace", system, "--set", "processes.enabled=false", *values, *only],
+            [
+                "helm",
+                "template",
+                "crabpot",
+                str(CHART),
+                "--namespace",
+                system,
+                "--kube-version",
+                "1.36.0",
+                "--set",
+                "processes.enabled=false",
+                *values,
+                *only,
+            ],
             text=True,
             capture_output=True,
             check=True,
