@@ -26,7 +26,6 @@ from tests.integration.registry_server import HTPASSWD, PASSWORD, USER, Registry
 
 BASE = ROOT / "deploy/registry"
 IMAGE = "cluster.local/registry-e2e"
-SYSTEM = "crabpot-collector"
 
 
 def load_image(cluster: Cluster, folder: Path) -> None:
