@@ -6,5 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from worker.chores import Bit
+from worker.retention.apply import apply
+from worker.retention.planning import make_plan
+from worker.retention.purge import purge
+from worker.retention.undo import undo
 
-KINDS: Final[Mapping[str, Bit]] = {}
+KINDS: Final[Mapping[str, Bit]] = {"plan": make_plan, "apply": apply, "purge": purge, "undo": undo}
