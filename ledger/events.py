@@ -58,6 +58,16 @@ class CollectionEvent(StrEnum):
     FAILED = "dev.crabpot.collection.failed.0.1.0"
 
 
+class RegistryEvent(StrEnum):
+    """What retention does in a registry; subject is the registry, or the image."""
+
+    PLANNED = "dev.crabpot.registry.planned.0.1.0"
+    UNTAGGED = "dev.crabpot.registry.untagged.0.1.0"
+    DELETED = "dev.cdevents.artifact.deleted.0.2.0"
+    APPLIED = "dev.crabpot.registry.applied.0.1.0"
+    UNDONE = "dev.crabpot.registry.undone.0.1.0"
+
+
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
 OUTCOMES = {State.SUCCEEDED: "success", State.FAILED: "failure", State.CANCELLED: "cancel", State.SUPERSEDED: "cancel"}
 
@@ -122,6 +132,33 @@ def collection_event(kind: CollectionEvent, registry: str, run: str, told: Mappi
         "time": datetime.now(UTC),
         "datacontenttype": "application/json",
         "data": {"registry": registry, "run": run, **told},
+    }
+    return to_json(envelope).decode()
+
+
+def registry_event(kind: RegistryEvent, registry: str, plan: str, *, image: ImageReference | None = None, **told: Any) -> str:
+    """The CloudEvent's JSON for what a plan does in a registry, or to an image there. Told again it has the same id."""
+    identity = f"{plan}.{kind.split('.')[-4]}" + (f".{image}" if image else "")
+    subject = purl(image, image.digest) if image and image.digest else str(image or registry)
+    body = {"plan": plan, **({"image": str(image)} if image else {}), **told}
+    time, source = datetime.now(UTC), f"/crabpot/registries/{registry}"
+    data: dict[str, Any] = body
+    if kind is RegistryEvent.DELETED:  # a CDEvent: it has a form of its own
+        data = {
+            "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": kind.value, "timestamp": time},
+            "subject": {"id": subject, "source": source, "content": {}},
+            "customData": body,
+            "customDataContentType": "application/json",
+        }
+    envelope = {
+        "specversion": "1.0",
+        "id": identity,
+        "source": source,
+        "type": kind.value,
+        "subject": subject,
+        "time": time,
+        "datacontenttype": "application/json",
+        "data": data,
     }
     return to_json(envelope).decode()
 

@@ -213,3 +213,62 @@ class Keys:
     def schedules(self) -> str:
         """Hash: schedule -> its last occurrence that was taken (ms)."""
         return f"{self.root}schedules"
+
+    # Registries. A repository is named with its registry.
+
+    def seen(self, repository: str) -> str:
+        """What the last survey saw of a repository: zlib of JSON."""
+        return f"{self.root}reg:seen:{repository}"
+
+    @property
+    def manifests(self) -> str:
+        """Hash: digest -> media type, a line end, zlib of the manifest's bytes."""
+        return f"{self.root}reg:manifests"
+
+    @property
+    def manifests_used(self) -> str:
+        """Sorted set: digest -> when a survey last asked for its manifest or age (ms)."""
+        return f"{self.root}reg:manifests:used"
+
+    @property
+    def created(self) -> str:
+        """Hash: digest -> what the image says of its age (ISO 8601), empty where it says nothing."""
+        return f"{self.root}reg:created"
+
+    def pushes(self, repository: str) -> str:
+        """Hash: tag -> our last push of it: JSON of digest, time (ms), branch."""
+        return f"{self.root}reg:pushes:{repository}"
+
+    @property
+    def pins(self) -> str:
+        """Hash: digest, or registry/repository:tag -> why it is pinned."""
+        return f"{self.root}reg:pins"
+
+    def plan(self, sha256: str) -> str:
+        """Hash: text (zlib), registry, made (ms), state, totals (JSON), approved_by, despite."""
+        return f"{self.root}reg:plan:{sha256}"
+
+    def plans(self, registry: str) -> str:
+        """Sorted set: a registry's plans -> when they were made (ms)."""
+        return f"{self.root}reg:plans:{registry}"
+
+    @property
+    def planned(self) -> str:
+        """Set: the registries that have plans."""
+        return f"{self.root}reg:planned"
+
+    def report(self, sha256: str) -> str:
+        """Hash: `registry/repository:tag` or `registry/repository@digest` -> what became of it, when a plan was applied or undone."""
+        return f"{self.root}reg:report:{sha256}"
+
+    def bin(self, repository: str) -> str:
+        """Hash: `plan digest` -> JSON of what the plan took away there."""
+        return f"{self.root}reg:bin:{repository}"
+
+    def bins(self, registry: str) -> str:
+        """Set: the repositories of a registry that have something in the bin."""
+        return f"{self.root}reg:bins:{registry}"
+
+    def usage(self, cluster: str) -> str:
+        """JSON: what a cluster said it runs, and when."""
+        return f"{self.root}reg:usage:{cluster}"

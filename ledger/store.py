@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import structlog
 
+from ledger.bin import Bin
 from ledger.build import Again, Build, BuildPage, State, moment
 from ledger.chores import Chores
 from ledger.codec import decode, encode, pairs
@@ -27,12 +28,15 @@ from ledger.keys import Keys
 from ledger.leases import Fence, Leases
 from ledger.limits import Limits
 from ledger.logbook import Logbook
+from ledger.plans import Plans
 from ledger.projects import Projects, ProjectSettings, version_of
 from ledger.quantities import parse_memory
 from ledger.settings import Settings
+from ledger.shelf import Shelf
 from ledger.site import Site
 from ledger.submission import Submission
 from ledger.tags import Tags
+from ledger.usage import Usage
 from ledger.waiting import Waiting
 
 log = structlog.get_logger()
@@ -55,6 +59,10 @@ class Ledger:
         self.tags = Tags(connection)
         self.holds = Holds(connection, settings.event_stream_length)
         self.limits = Limits(connection, settings.event_stream_length, self.holds)
+        self.shelf = Shelf(connection)
+        self.plans = Plans(connection)
+        self.bin = Bin(connection)
+        self.usage = Usage(connection)
         self.chores = Chores(connection, settings.event_stream_length)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None

@@ -7,5 +7,9 @@ from typing import Final
 
 from worker.chores import Bit
 from worker.collect.chore import COLLECTIONS
+from worker.retention.apply import apply
+from worker.retention.planning import make_plan
+from worker.retention.purge import purge
+from worker.retention.undo import undo
 
-KINDS: Final[Mapping[str, Bit]] = {**COLLECTIONS}
+KINDS: Final[Mapping[str, Bit]] = {"plan": make_plan, "apply": apply, "purge": purge, "undo": undo, **COLLECTIONS}
