@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ledger.connection import Connection
 
@@ -16,6 +16,7 @@ _AT_ONCE = 50
 """Items judged by one call: a few milliseconds of Redis's time."""
 _SORTED = ("i:", "due", "delayed", "finished", "q:", "lane:", "slots", "logs", "tags:unsettled")
 _UNSORTED = ("logs:sizes",)
+_NOTES = ("lanes:", "lanes|key|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Audit:
         """The faults of one bit after another, many of them none; the caller may stop or pause between two."""
         for group in _grouped(await self._gates()):
             yield await self._ask("gate", *group)
+        for group in _grouped(await self._holds()):
+            yield await self._ask("hold", *group)
         root = self._connection.keys.root
         cursor = b"0"
         while True:
@@ -62,7 +65,17 @@ class Audit:
         """The fields of all limits and pauses."""
         keys = self._connection.keys
         told = await self._connection.commands(*(("HKEYS", key) for key in (keys.limits, keys.limits_set, keys.paused, keys.gates)))
-        return {field.decode().removeprefix("p|") for fields in told for field in fields}
+        named = {field.decode() for fields in told for field in fields}
+        return {field.removeprefix("p|") for field in named if not field.startswith("h|")}
+
+    async def _holds(self) -> set[str]:
+        """The registries that anything says are held."""
+        keys = self._connection.keys
+        holds, gates, until = await self._connection.commands(
+            ("HKEYS", keys.holds), ("HKEYS", keys.gates), ("ZRANGE", keys.holds_until, 0, -1)
+        )
+        held = {host.decode() for host in (*holds, *until)}
+        return held | {field.decode().removeprefix("h|") for field in gates if field.startswith(b"h|")}
 
     async def _judge(self, names: Sequence[str]) -> AsyncIterator[list[Fault]]:
         for group in _grouped(_behind("b:", names)):
@@ -73,6 +86,10 @@ class Audit:
             if name.startswith(_SORTED) and name not in _UNSORTED:
                 async for members in self._members(name):
                     yield await self._ask("member", name, *members)
+        for name in names:
+            if name.startswith(_NOTES):
+                async for members in self._members(name, "SSCAN"):
+                    yield await self._ask("note", name, *members)
         lanes, turns = set(_behind("lane:", names)), set[str]()
         for project_and_class in _behind("open:", names):
             turns.add(project_and_class)
@@ -86,12 +103,12 @@ class Audit:
         for group in _grouped(turns | {"|".join(lane.split("|", 2)[:2]) for lane in lanes}):
             yield await self._ask("turn", *group)
 
-    async def _members(self, name: str) -> AsyncIterator[list[str]]:
-        """The members of a sorted set, a few at a time."""
+    async def _members(self, name: str, scan: Literal["ZSCAN", "SSCAN"] = "ZSCAN") -> AsyncIterator[list[str]]:
+        """The members of a sorted set, or of a set, a few at a time."""
         cursor = b"0"
         while True:
-            cursor, flat = await self._connection.command("ZSCAN", f"{self._connection.keys.root}{name}", cursor, "COUNT", _AT_ONCE)
-            for group in _grouped(member.decode() for member in _unpacked(flat)):
+            cursor, flat = await self._connection.command(scan, f"{self._connection.keys.root}{name}", cursor, "COUNT", _AT_ONCE)
+            for group in _grouped(member.decode() for member in (_unpacked(flat) if scan == "ZSCAN" else flat)):
                 yield group
             if int(cursor) == 0:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from ledger.build import Build, State
@@ -22,3 +23,13 @@ def allowance(state: State, request: Deadlines, project: Deadlines) -> timedelta
 def deadline(build: Build, since: datetime, project: Deadlines) -> datetime:
     """When the build has been in its state for too long, if it entered it at `since`."""
     return since + allowance(build.state, build.request.deadlines, project)
+
+
+def covered(spans: Iterable[tuple[datetime, datetime]], since: datetime) -> timedelta:
+    """How much of the time from `since` on spans cover together: where they overlap, none counts twice."""
+    total, end_of_last = timedelta(0), since
+    for start, end in sorted(spans):
+        begin = max(start, end_of_last)
+        if end > begin:
+            total, end_of_last = total + (end - begin), end
+    return total

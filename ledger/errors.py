@@ -17,6 +17,7 @@ CrabpotError
 │   ├── TagFixed            a tag that never moves stands at another image
 │   ├── StillRuns           the build has not ended yet
 │   ├── FileInTheWay        a file is there that would be written over
+│   ├── RegistryHeld        somebody else holds the registry (retryable)
 │   └── PodConflict         a pod of that name exists and is not ours
 ├── LedgerError
 │   ├── LedgerUnavailable   Redis did not answer (retryable)
@@ -133,6 +134,12 @@ class StillRuns(Conflict):
 
 class FileInTheWay(Conflict):
     """A file is there already; say --force to write over it."""
+
+
+class RegistryHeld(Conflict):
+    """Somebody else holds the registry for maintenance."""
+
+    retryable = True
 
 
 class PodConflict(Conflict):

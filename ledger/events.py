@@ -40,11 +40,13 @@ class EventType(StrEnum):
 
 
 class QueueEvent(StrEnum):
-    """What can happen to the queue as a whole; subject is the scope (`ledger.limits.Scope`)."""
+    """What can happen to the queue as a whole; subject is the scope (`ledger.limits.Scope`), or `registry/` and the host of a held one."""
 
     LIMITED = "dev.crabpot.queue.limited.0.1.0"
     PAUSED = "dev.crabpot.queue.paused.0.1.0"
     RESUMED = "dev.crabpot.queue.resumed.0.1.0"
+    HELD = "dev.crabpot.queue.held.0.1.0"
+    RELEASED = "dev.crabpot.queue.released.0.1.0"
     MENDED = "dev.crabpot.queue.mended.0.1.0"
 
 
@@ -53,6 +55,25 @@ class PromotionEvent(StrEnum):
 
     PUBLISHED = EventType.PUBLISHED.value
     FINISHED = "dev.crabpot.promotion.finished.0.1.0"
+
+
+class CollectionEvent(StrEnum):
+    """What can happen to a collection of garbage; subject is the registry."""
+
+    PLANNED = "dev.crabpot.collection.planned.0.1.0"
+    STARTED = "dev.crabpot.collection.started.0.1.0"
+    FINISHED = "dev.crabpot.collection.finished.0.1.0"
+    FAILED = "dev.crabpot.collection.failed.0.1.0"
+
+
+class RegistryEvent(StrEnum):
+    """What retention does in a registry; subject is the registry, or the image."""
+
+    PLANNED = "dev.crabpot.registry.planned.0.1.0"
+    UNTAGGED = "dev.crabpot.registry.untagged.0.1.0"
+    DELETED = "dev.cdevents.artifact.deleted.0.2.0"
+    APPLIED = "dev.crabpot.registry.applied.0.1.0"
+    UNDONE = "dev.crabpot.registry.undone.0.1.0"
 
 
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
@@ -138,6 +159,48 @@ def mended_event(mended: Mapping[str, Sequence[str]]) -> str:
     """The CloudEvent's JSON for what was put right in a round: what -> builds and the like; the first of many are named."""
     told = {what: {"count": len(subjects), "subjects": sorted(subjects)[:_NAMED]} for what, subjects in sorted(mended.items())}
     return _say_queue(QueueEvent.MENDED, "all", {"mended": told})
+
+
+def collection_event(kind: CollectionEvent, registry: str, run: str, told: Mapping[str, Any]) -> str:
+    """The CloudEvent's JSON for a run; its id is the run's, so that a repeat collapses."""
+    envelope = {
+        "specversion": "1.0",
+        "id": f"{run}.{kind.value.split('.')[3]}",
+        "source": QUEUE_SOURCE,
+        "type": kind.value,
+        "subject": registry,
+        "time": datetime.now(UTC),
+        "datacontenttype": "application/json",
+        "data": {"registry": registry, "run": run, **told},
+    }
+    return to_json(envelope).decode()
+
+
+def registry_event(kind: RegistryEvent, registry: str, plan: str, *, image: ImageReference | None = None, **told: Any) -> str:
+    """The CloudEvent's JSON for what a plan does in a registry, or to an image there. Told again it has the same id."""
+    identity = f"{plan}.{kind.split('.')[-4]}" + (f".{image}" if image else "")
+    subject = purl(image, image.digest) if image and image.digest else str(image or registry)
+    body = {"plan": plan, **({"image": str(image)} if image else {}), **told}
+    time, source = datetime.now(UTC), f"/crabpot/registries/{registry}"
+    data: dict[str, Any] = body
+    if kind is RegistryEvent.DELETED:  # a CDEvent: it has a form of its own
+        data = {
+            "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": kind.value, "timestamp": time},
+            "subject": {"id": subject, "source": source, "content": {}},
+            "customData": body,
+            "customDataContentType": "application/json",
+        }
+    envelope = {
+        "specversion": "1.0",
+        "id": identity,
+        "source": source,
+        "type": kind.value,
+        "subject": subject,
+        "time": time,
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    return to_json(envelope).decode()
 
 
 def _say_queue(kind: QueueEvent, scope: str, told: Mapping[str, Any]) -> str:

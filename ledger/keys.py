@@ -72,7 +72,7 @@ class Keys:
 
     @property
     def gates(self) -> str:
-        """Hash: what admissions look at, made of the three: scope -> the limit that holds; `p|` and a scope -> since when it is paused."""
+        """Hash: what admissions look at, made of the three: scope -> the limit that holds; `p|` and a scope -> since when it is paused; `h|` and a registry -> its hold."""
         return f"{self.root}gates"
 
     @property
@@ -81,6 +81,22 @@ class Keys:
         a slot (ms); `weight|` and a project -> its weight.
         """
         return f"{self.root}shares"
+
+    @property
+    def holds(self) -> str:
+        """Hash: registry -> `since until who` (ms) of its hold: what writes to it is not admitted. Also in `gates`, under `h|`."""
+        return f"{self.root}holds"
+
+    @property
+    def holds_until(self) -> str:
+        """Sorted set: held registries -> when their holds end by themselves (ms)."""
+        return f"{self.root}holds:until"
+
+    def lanes(self, registry: str) -> str:
+        """Set: `project|class|lane` of the lanes that are not empty and whose builds write to a registry. The same of a project's concurrency
+        key is behind `lanes|key|PROJECT|KEY`.
+        """
+        return f"{self.root}lanes:{registry}"
 
     def turns(self, capacity_class: str) -> str:
         """Sorted set: projects that have builds of the class to admit and are below their limit -> virtual time (ms that they held slots,
@@ -166,12 +182,16 @@ class Keys:
         return f"{self.root}mended"
 
     def pauses(self, field: str) -> str:
-        """List: the last pauses of a scope that have ended, each `since until` (ms)."""
+        """List: the last pauses of a scope, or holds of a registry (`h|` and its host), that have ended, each `since until` (ms)."""
         return f"{self.root}pauses:{field}"
 
     def lease(self, name: str) -> str:
         """Hash: owner, fence; expires when it is not renewed."""
         return f"{self.root}lease:{name}"
+
+    def evidence(self, registry: str) -> str:
+        """Hash: repository -> what its tags needed before a collection (zlib JSON); '' -> the run that wrote it. Expires."""
+        return f"{self.root}evidence:{registry}"
 
     # Chores and schedules
 
@@ -198,3 +218,62 @@ class Keys:
     def schedules(self) -> str:
         """Hash: schedule -> its last occurrence that was taken (ms)."""
         return f"{self.root}schedules"
+
+    # Registries. A repository is named with its registry.
+
+    def seen(self, repository: str) -> str:
+        """What the last survey saw of a repository: zlib of JSON."""
+        return f"{self.root}reg:seen:{repository}"
+
+    @property
+    def manifests(self) -> str:
+        """Hash: digest -> media type, a line end, zlib of the manifest's bytes."""
+        return f"{self.root}reg:manifests"
+
+    @property
+    def manifests_used(self) -> str:
+        """Sorted set: digest -> when a survey last asked for its manifest or age (ms)."""
+        return f"{self.root}reg:manifests:used"
+
+    @property
+    def created(self) -> str:
+        """Hash: digest -> what the image says of its age (ISO 8601), empty where it says nothing."""
+        return f"{self.root}reg:created"
+
+    def pushes(self, repository: str) -> str:
+        """Hash: tag -> our last push of it: JSON of digest, time (ms), branch."""
+        return f"{self.root}reg:pushes:{repository}"
+
+    @property
+    def pins(self) -> str:
+        """Hash: digest, or registry/repository:tag -> why it is pinned."""
+        return f"{self.root}reg:pins"
+
+    def plan(self, sha256: str) -> str:
+        """Hash: text (zlib), registry, made (ms), state, totals (JSON), approved_by, despite."""
+        return f"{self.root}reg:plan:{sha256}"
+
+    def plans(self, registry: str) -> str:
+        """Sorted set: a registry's plans -> when they were made (ms)."""
+        return f"{self.root}reg:plans:{registry}"
+
+    @property
+    def planned(self) -> str:
+        """Set: the registries that have plans."""
+        return f"{self.root}reg:planned"
+
+    def report(self, sha256: str) -> str:
+        """Hash: `registry/repository:tag` or `registry/repository@digest` -> what became of it, when a plan was applied or undone."""
+        return f"{self.root}reg:report:{sha256}"
+
+    def bin(self, repository: str) -> str:
+        """Hash: `plan digest` -> JSON of what the plan took away there."""
+        return f"{self.root}reg:bin:{repository}"
+
+    def bins(self, registry: str) -> str:
+        """Set: the repositories of a registry that have something in the bin."""
+        return f"{self.root}reg:bins:{registry}"
+
+    def usage(self, cluster: str) -> str:
+        """JSON: what a cluster said it runs, and when."""
+        return f"{self.root}reg:usage:{cluster}"

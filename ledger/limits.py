@@ -13,8 +13,10 @@ from typing import Self
 from ledger.build import Build, moment
 from ledger.codec import pairs
 from ledger.connection import Connection
+from ledger.deadlines import covered
 from ledger.errors import NotFound, Problem, RequestInvalid
 from ledger.events import QueueEvent, queue_event
+from ledger.holds import Holds
 
 DEFAULT = 20
 """The limit over all where nobody has said another."""
@@ -75,8 +77,9 @@ class Limit:
 class Limits:
     """Reading and changing limits and pauses."""
 
-    def __init__(self, connection: Connection, event_stream_length: int) -> None:
+    def __init__(self, connection: Connection, event_stream_length: int, holds: Holds) -> None:
         self._connection, self._keys, self._length = connection, connection.keys, event_stream_length
+        self._holds = holds
 
     async def all(self) -> list[Limit]:
         """Every scope that is limited or paused, and every project and class that there is."""
@@ -125,20 +128,17 @@ class Limits:
         return await self._pause(scope, "", QueueEvent.RESUMED)
 
     async def paused(self, build: Build, since: datetime, until: datetime) -> tuple[bool, timedelta]:
-        """Whether a build's admission is paused now, and for how long of this time it was. Where pauses overlap, none counts twice."""
+        """Whether a build's admission is paused now, or a registry of it held, and for how long of this time it was. Where pauses overlap, none
+        counts twice.
+        """
         fields = ("", build.project, f"class|{build.request.capacity_class}")
-        told = await self._connection.commands(
+        paused, *ended = await self._connection.commands(
             ("HMGET", self._keys.paused, *fields), *(("LRANGE", self._keys.pauses(field), 0, -1) for field in fields)
         )
-        now = [moment(start) for start in told[0] if start]
-        spans = [(start, until) for start in now]
-        spans += [(moment(start), moment(end)) for ended in told[1:] for start, end in (text.decode().split(" ") for text in ended)]
-        total, covered = timedelta(0), since
-        for start, end in sorted(spans):
-            begin = max(start, covered)
-            if end > begin:
-                total, covered = total + (end - begin), end
-        return bool(now), total
+        now = [(moment(start), until) for start in paused if start]
+        past = [(moment(start), moment(end)) for listed in ended for start, end in (text.decode().split(" ") for text in listed)]
+        held, holds = await self._holds.spans(build.request.written, until)
+        return bool(now) or held, covered([*now, *past, *holds], since)
 
     async def _write(self, scope: Scope, limit: str, kind: QueueEvent, told: int | None) -> None:
         await self._require(scope)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from ledger.access import RegistryAccess
 from ledger.documents import compose_yaml, read_yaml
 from ledger.errors import Problem, ProjectsInvalid, RequestInvalid
 from ledger.fields import CloneUrl, Frozen, Name, Project, RegistryHost
@@ -47,29 +48,6 @@ def _filled(template: str, values: dict[str, str]) -> str:
         return template.format_map(values)
     except (KeyError, IndexError, ValueError) as error:
         raise RequestInvalid([Problem("concurrency_key", repr(template), f"may have {', '.join(values)} in braces ({error})")]) from None
-
-
-class RegistryAccess(Frozen):
-    """How workers read and tag in a registry."""
-
-    docker_config: Path | None = None
-    """A docker config.json on the worker's disk; its credential helpers are used too."""
-    secret: Name | None = None
-    """Or a Secret with `.dockerconfigjson` in the project's namespace, labelled crabpot.dev/readable=true."""
-    insecure: bool = False
-    """Plain HTTP."""
-    certificate: Path | None = None
-    """A CA certificate (PEM) on the worker's disk."""
-    requests_at_once: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """How many requests a worker process may have under way there; of several projects' limits the strictest counts."""
-    requests_per_second: Annotated[float, Field(gt=0, le=10000)] | None = None
-    """How many it may send a second. A registry that answers 429 is left alone as long as it asks, whatever stands here."""
-
-    @model_validator(mode="after")
-    def _one_credential(self) -> Self:
-        if self.docker_config and self.secret:
-            raise ValueError("name docker_config or secret, not both")
-        return self
 
 
 class Rule(Frozen):

@@ -325,6 +325,19 @@ class BuildRequest(Frozen):
         return given or self.platforms[0].split("/")[1]
 
     @property
+    def written(self) -> tuple[str, ...]:
+        """The registries that the build pushes to or caches in, in order."""
+        hosts = {image.registry for image in self.images} if self.push else set()
+        if self.cache:
+            hosts.add(ImageReference.parse(self.cache.repository).registry)
+        return tuple(sorted(hosts))
+
+    @property
+    def lane(self) -> str:
+        """What it waits among: builds that write to the same registries, with the same concurrency key."""
+        return f"{','.join(self.written)}|{self.concurrency_key or ''}"
+
+    @property
     def commit(self) -> str | None:
         return self.source.commit if isinstance(self.source, GitSource) else None
 

@@ -75,6 +75,8 @@ class Retention(Frozen):
     """The largest part of a repository's tags that one plan deletes; the oldest go first."""
     max_count: Annotated[int, Field(ge=1)] = 1000
     """The most tags and untagged images of a repository that one plan deletes."""
+    undo: Duration = "7d"
+    """How long what a plan took away can be put back; only then is it deleted for good. `0s`: at once."""
     apply: Literal["review", "automatic"] = "review"
     """Whether somebody approves each plan, or the night's run applies it."""
     used_by_no_cluster: bool = False
@@ -91,6 +93,10 @@ class Retention(Frozen):
     @property
     def grace_age(self) -> timedelta:
         return timedelta(seconds=parse_duration(self.grace))
+
+    @property
+    def undo_time(self) -> timedelta:
+        return timedelta(seconds=parse_duration(self.undo))
 
     @property
     def untagged_age(self) -> timedelta | None:

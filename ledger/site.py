@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
-from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
 from pydantic import Field, StringConstraints, model_validator
 
-from ledger.fields import Duration, Frozen, Name, checked
-from ledger.quantities import parse_duration
-
-
-def _cron(text: str) -> None:
-    try:
-        CronSim(text, datetime(2026, 1, 1))  # noqa: DTZ001 - only parsed
-    except CronSimError as error:
-        raise ValueError(f"{text!r} must be a cron expression of five fields, as `0 2 * * *` ({error})") from None
-
-
-def _zone(text: str) -> None:
-    try:
-        ZoneInfo(text)
-    except (ValueError, OSError, KeyError):
-        raise ValueError(f"{text!r} must be a time zone, as Europe/Berlin or UTC") from None
-
-
-Cron = Annotated[str, checked(_cron)]
-"""Minute, hour, day of the month, month, day of the week."""
-TimeZone = Annotated[str, checked(_zone)]
+from ledger.collected import AnyCollected
+from ledger.errors import NotFound
+from ledger.fields import Frozen, Name
+from ledger.schedule import Schedule
 
 
 class SecretSource(Frozen):
@@ -44,19 +24,6 @@ class SecretSource(Frozen):
         if (self.env is None) == (self.file is None):
             raise ValueError("name either env (a variable) or file")
         return self
-
-
-class Schedule(Frozen):
-    """When something is done again and again."""
-
-    schedule: Cron
-    time_zone: TimeZone = "UTC"
-    jitter: Duration = "10m"
-    """Each registry's turn comes up to this much later, always by the same time: so they do not all begin at once."""
-
-    @property
-    def jitter_time(self) -> timedelta:
-        return timedelta(seconds=parse_duration(self.jitter))
 
 
 class ClusterSource(Frozen):
@@ -83,8 +50,26 @@ class Site(Frozen):
 
     retention: Schedule | None = None
     """When the registries that policies name are planned; what the policies allow is applied then. Unset: only when somebody asks."""
+    collect: tuple[AnyCollected, ...] = ()
+    """Registries whose garbage is collected."""
     clusters: dict[Name, ClusterSource] = Field(default_factory=dict)
     """The clusters that run images. Where one of them is silent nothing is deleted automatically."""
+
+    @model_validator(mode="after")
+    def _one_collection_each(self) -> Self:
+        names = [name for one in self.collect for name in (one.registry, *one.aliases)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"collect: the registry {name} is named twice")
+        return self
+
+    def collected(self, registry: str) -> AnyCollected:
+        """What is said of a registry's collection. NotFound: nothing."""
+        for one in self.collect:
+            if registry in (one.registry, *one.aliases):
+                return one
+        known = ", ".join(one.registry for one in self.collect) or "none"
+        raise NotFound(f"the projects file says nothing of collecting {registry}; name it under `collect` (there: {known})")
 
     @property
     def site(self) -> Site:

@@ -15,22 +15,27 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
+from ledger.bin import Bin
 from ledger.build import Again, Build, BuildPage, State, moment
 from ledger.chores import Chores
 from ledger.codec import decode, encode, pairs
 from ledger.connection import Answer, Connection
 from ledger.errors import FenceLost, LedgerError, NotFound, TooLate, VersionConflict
+from ledger.holds import Holds
 from ledger.keys import Keys
 from ledger.leases import Fence, Leases
 from ledger.limits import Limits
 from ledger.logbook import Logbook
+from ledger.plans import Plans
 from ledger.projects import Projects, ProjectSettings, version_of
 from ledger.promotions import Promotions
 from ledger.quantities import parse_memory
 from ledger.settings import Settings
+from ledger.shelf import Shelf
 from ledger.site import Site
 from ledger.submission import Submission
 from ledger.tags import Tags
+from ledger.usage import Usage
 from ledger.waiting import Waiting
 
 MAX_PAGE = 500
@@ -50,7 +55,12 @@ class Ledger:
         self.leases = Leases(connection)
         self.logs = Logbook(connection, parse_memory(settings.log_bytes_per_build), parse_memory(settings.log_bytes_total))
         self.tags = Tags(connection)
-        self.limits = Limits(connection, settings.event_stream_length)
+        self.holds = Holds(connection, settings.event_stream_length)
+        self.limits = Limits(connection, settings.event_stream_length, self.holds)
+        self.shelf = Shelf(connection)
+        self.plans = Plans(connection)
+        self.bin = Bin(connection)
+        self.usage = Usage(connection)
         self.chores = Chores(connection, settings.event_stream_length)
         self.promotions = Promotions(connection, self.chores)
         self.submissions = Submission(settings.event_stream_length)

@@ -102,7 +102,7 @@ class Submission:
             deadline = allowance(State.QUEUED, request.deadlines, known.settings.deadlines)
             rows += (
                 draft.id, draft.key, KEY_SECONDS, request.to_json(), ",".join(request.platforms), request.capacity_class,
-                request.concurrency_key or "", request.priority, int(deadline.total_seconds() * 1000),
+                request.lane, request.priority, int(deadline.total_seconds() * 1000),
                 request.images[0].name if supersedes and request.images else "", "" if draft.order is None else draft.order,
                 queued(draft.id, request),
             )  # fmt: skip

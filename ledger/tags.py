@@ -48,6 +48,10 @@ class Tags:
         stored = await self._connection.command("HGET", self._connection.keys.tags(repository), tag)
         return Wanted.parse(stored) if stored else None
 
+    async def retire(self, repository: str, tag: str, digest: str) -> bool:
+        """Want a tag no more, so that nobody puts it back. False: a build wants it to be something else by now."""
+        return bool(await self._connection.run("retire", repository, tag, digest))
+
     async def unsettled(self, now: datetime) -> list[str]:
         """Builds whose tags are to be looked at once more: the step that moved them was stopped midway, and may have woken up since."""
         found = await self._connection.command("ZRANGEBYSCORE", self._connection.keys.unsettled, "-inf", milliseconds(now), "LIMIT", 0, 100)

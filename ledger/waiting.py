@@ -10,6 +10,7 @@ from statistics import quantiles
 from typing import Any
 
 from ledger.build import Estimate, moment
+from ledger.holds import Hold
 from ledger.limits import Scope
 
 _ENOUGH = 3
@@ -58,13 +59,15 @@ class Waiting:
     """The part of all slots that is the project's while as many others wait as now."""
     newer: str | None = None
     """The build of a newer push that makes it needless."""
+    holds: tuple[Hold, ...] = ()
+    """Of registries that it writes to."""
 
     @classmethod
     def of(cls, answer: Sequence[Any]) -> Waiting | None:
         """From the answer of waiting.lua; None where the build does not wait any more."""
         if not answer:
             return None
-        place, own, standings, took, weight, total, newer = answer
+        place, own, standings, took, weight, total, newer, held = answer
         return cls(
             None if place < 0 else place,
             tuple(
@@ -81,6 +84,7 @@ class Waiting:
             own,
             float(weight) / max(float(weight), float(total)),
             newer.decode() or None,
+            tuple(Hold.parse(host.decode(), hold.decode()) for host, hold in zip(held[::2], held[1::2], strict=True)),
         )
 
     def say(self, not_before: datetime | None) -> str:
@@ -90,6 +94,8 @@ class Waiting:
         if paused:
             end = f"`crabpot resume {paused.scope}` ends it" if paused.scope.name else "`crabpot resume` ends it"
             return f"a pause of {paused.scope} since {paused.paused:%Y-%m-%d %H:%M:%S} UTC; {end}"
+        if self.holds:
+            return self.holds[0].say()
         if self.position is None:
             return f"a retry's delay, until {not_before:%H:%M:%S} UTC" if not_before else "its turn"
         before = f"{self.position} of the project go before it"
@@ -99,12 +105,12 @@ class Waiting:
 
     def estimate(self, now: datetime, not_before: datetime | None) -> Estimate | None:
         """When it starts and ends, each as a range, if builds go on as the project's recent ones did. None: too few of them, or it will
-        not start as things are (a pause, a limit of 0, a newer push).
+        not start as things are (a pause, a held registry, a limit of 0, a newer push).
 
         As many at once as the narrowest limit allows, and of what all share the project's part, are taken to run all the time. The
         ranges come from the middle half of how long builds ran.
         """
-        if len(self.durations) < _ENOUGH or self.newer or any(standing.paused for standing in self.standings):
+        if len(self.durations) < _ENOUGH or self.newer or self.holds or any(standing.paused for standing in self.standings):
             return None
         low, middle, high = quantiles(self.durations, n=4, method="inclusive")
         limits = {standing.scope.kind: standing.limit for standing in self.standings if standing.limit is not None}

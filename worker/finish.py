@@ -20,7 +20,9 @@ from ledger.deadlines import deadline
 from ledger.errors import ClusterError, CrabpotError, ManifestUnknown, NotFound, RegistryDenied, RegistryError, TooLate, VersionConflict
 from ledger.events import EventType, event
 from ledger.projects import ProjectSettings
-from ledger.references import ImageReference
+from ledger.references import ImageReference, branch_of
+from ledger.request import GitSource
+from ledger.shelf import Pushed
 from worker.ending import cancel, finalize, try_again
 from worker.place import Place
 from worker.registry.client import RegistryClient
@@ -106,12 +108,23 @@ class _Finish:
         if build.further_tags:
             await self._write(due=CLAIM, moving_tags=True, size=size)
             await move_tags(self._place, client, self._build, self._hold)
+        await self._record_push(pushed)
         told = self._build.model_copy(update={"size": size, "state": State.SUCCEEDED, "reason": None, "message": None, "claimed": False})
         events = [event(EventType.PUBLISHED, told, image=name) for name in build.request.images or (pushed,)]
         changes: dict[str, Any] = {"size": size, "reason": None, "message": None, "claimed": False}
         await self._place.ledger.transition(
             self._build, State.SUCCEEDED, due=None, events=[*events, event(EventType.FINISHED, told)], **changes
         )
+
+    async def _record_push(self, pushed: ImageReference) -> None:
+        """When these tags were pushed: retention goes by that, and not by what the image says of itself."""
+        build, source = self._build, self._build.request.source
+        branch = branch_of(source.ref) if isinstance(source, GitSource) and source.ref else None
+        push = Pushed(build.digest or "", build.publishing_since, branch)
+        for image in sorted({pushed, *build.request.images}, key=str):
+            wanted = await self._place.ledger.tags.wanted(image.name, image.reference)
+            if image.tag and (wanted is None or wanted.digest == build.digest):
+                await self._place.ledger.shelf.record_push(image.name, image.tag, push)
 
     async def _hold(self) -> None:
         """Before each request to the registry. VersionConflict: another goes on with it."""
@@ -153,7 +166,9 @@ class _Finish:
     async def _later(self, project: ProjectSettings, error: CrabpotError) -> None:
         """The registry's trouble: the same step again with growing pauses, until the publishing deadline."""
         build, now = self._build, await self._place.ledger.now()
-        end = deadline(build, build.publishing_since, project.deadlines)
+        # While a registry is held for maintenance it takes nothing, and that is nobody's delay.
+        held = await self._place.ledger.holds.lasted(build.request.written, build.publishing_since, now)
+        end = deadline(build, build.publishing_since, project.deadlines) + held
         if now >= end:
             message = f"the registry could not be used before the publishing deadline: {error}"
             await finalize(self._place, build, State.FAILED, None, reason=Reason.PUBLISH_DEADLINE, message=message)

@@ -7,6 +7,11 @@ from typing import Final
 
 from ledger.promotions import KIND as PROMOTE
 from worker.chores import Bit
+from worker.collect.chore import COLLECTIONS
 from worker.promotion import promote
+from worker.retention.apply import apply
+from worker.retention.planning import make_plan
+from worker.retention.purge import purge
+from worker.retention.undo import undo
 
-KINDS: Final[Mapping[str, Bit]] = {PROMOTE: promote}
+KINDS: Final[Mapping[str, Bit]] = {"plan": make_plan, "apply": apply, "purge": purge, "undo": undo, PROMOTE: promote, **COLLECTIONS}

@@ -16,6 +16,7 @@ from ledger.settings import Settings
 from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.registries import Registries
+from worker.registry.pace import PATIENT
 from worker.retries import memory_for
 
 STARTS_AT_ONCE = 32
@@ -45,6 +46,8 @@ class Place:
 
     def __init__(self, settings: Settings, ledger: Ledger, cluster: Cluster, registries: Registries) -> None:
         self.settings, self.ledger, self.cluster, self.registries = settings, ledger, cluster, registries
+        self.long_work = Registries(cluster, settings, patience=PATIENT)
+        """For chores, which are not repeated for each question that a registry does not answer."""
         self._copy = _Copy({})
         self.turn = Turn()
 
@@ -73,6 +76,7 @@ class Place:
     async def close(self) -> None:
         await self.cluster.close()
         await self.registries.close()
+        await self.long_work.close()
         await self.ledger.close()
 
 

@@ -106,7 +106,8 @@ class Reconciler:
     async def _publishing(self, build: Build, now: datetime) -> None:
         # The step keeps this deadline itself; here it is for a step that fails before it comes to that.
         project = await self._place.project(build.project)
-        if now >= deadline(build, build.publishing_since, project.deadlines) + _OVERDUE:
+        held = await self._place.ledger.holds.lasted(build.request.written, build.publishing_since, now)
+        if now >= deadline(build, build.publishing_since, project.deadlines) + held + _OVERDUE:
             message = build.message or "the worker's `finish` step fails; its log says why"
             await finalize(self._place, build, State.FAILED, self._fence, reason=Reason.PUBLISH_DEADLINE, message=message)
             return

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TypeVar
 
+from ledger.access import RegistryAccess
 from ledger.errors import ClusterDenied, NotFound, RegistryDenied, SettingsInvalid
-from ledger.projects import ProjectSettings, RegistryAccess
+from ledger.projects import ProjectSettings
 from ledger.settings import Settings
 from worker.cluster import Cluster
 from worker.registry.client import RegistryClient

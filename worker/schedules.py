@@ -15,7 +15,9 @@ from zoneinfo import ZoneInfo
 import structlog
 from cronsim import CronSim
 
-from ledger.site import Schedule, Site
+from ledger.collected import CHORES
+from ledger.schedule import Schedule
+from ledger.site import Site
 from worker.place import Place
 from worker.retention.policy import Policies
 
@@ -53,6 +55,9 @@ def planned_of(site: Site, policies: Policies) -> Iterator[Planned]:
     if site.retention is not None:
         for registry in policies.registries():
             yield Planned(f"plan:{registry}", registry, site.retention)
+    for collected in site.collect:
+        if collected.schedule is not None:
+            yield Planned(f"{CHORES['run']}:{collected.registry}", collected.registry, collected.schedule)
 
 
 def last_occurrence(schedule: Schedule, after: datetime, now: datetime) -> datetime | None:

@@ -20,6 +20,7 @@ import structlog
 from uuid_utils import uuid7
 
 from ledger.audit import Audit
+from ledger.collected import CHORES
 from ledger.errors import ClusterError, CrabpotError, FenceLost, LedgerError, LedgerUnavailable
 from ledger.events import EventType, QueueEvent
 from ledger.leases import Fence
@@ -103,7 +104,7 @@ async def _renew(place: Place, liveness: Liveness, fence: Fence, owner: str) -> 
             raise FenceLost
 
 
-_WAKING = tuple(f'"type":"{kind}"'.encode() for kind in (EventType.QUEUED, QueueEvent.LIMITED, QueueEvent.RESUMED))
+_WAKING = tuple(f'"type":"{kind}"'.encode() for kind in (EventType.QUEUED, QueueEvent.LIMITED, QueueEvent.RESUMED, QueueEvent.RELEASED))
 """After these there may be something to admit."""
 
 
@@ -121,6 +122,9 @@ async def _pump(place: Place, nudges: Nudges, liveness: Liveness) -> None:
 
 
 async def _watch_chores(place: Place, nudges: Nudges, liveness: Liveness) -> None:
+    for collected in (await place.ledger.site()).collect:
+        if collected.kind != "own":  # a run that the ledger has forgotten may have left its registry read-only
+            await place.ledger.chores.start(f"{CHORES['mend']}:{collected.registry}", collected.registry)
     while True:
         liveness.round("chores")
         for name in await place.ledger.chores.due():

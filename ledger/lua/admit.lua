@@ -1,17 +1,19 @@
 #!lua flags=allow-oom
 -- Admit one build: take its slots in every scope and make it `starting`. The cost grows with neither the queue nor the blocked: a project
--- at its limit has no turn, and a concurrency key at its limit no open lane. It grows with the capacity classes, of which there are few.
+-- at its limit has no turn, and a concurrency key at its limit or a held registry no open lane. It grows with the capacity classes, of which there are few.
 -- ARGV: root, ms until the start is looked at again
 -- Answers: {'admitted', id, record's fields} | {'paused'} | {'full'}: the global limit, or a class's | {'idle'}: nothing to admit | {'again'}: call again
 local now = now_ms()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', root .. 'delayed', '-inf', now, 'LIMIT', 0, 100)) do
   redis.call('ZREM', root .. 'delayed', id)
-  local project, class, key, score = unpack(redis.call('HMGET', root .. 'b:' .. id, 'project', 'class', 'lane', 'score'))
+  local project, class, lane, score = unpack(redis.call('HMGET', root .. 'b:' .. id, 'project', 'class', 'lane', 'score'))
   if project then
     redis.call('HDEL', root .. 'b:' .. id, 'not_before')
-    enqueue(id, project, class, key or '', score)
+    enqueue(id, project, class, lane or '|', score)
   end
 end
+-- Whoever holds a registry and is no more does not hold it for ever.
+for _, host in ipairs(redis.call('ZRANGEBYSCORE', root .. 'holds:until', '-inf', now, 'LIMIT', 0, 10)) do end_hold(host, now) end
 
 -- How many more slots there are in all, and in each capacity class for which builds wait.
 local classes = redis.call('HKEYS', root .. 'classes')
@@ -42,7 +44,7 @@ local function choose(rank)
       local found = {project = turn[1], class = class, clock = tonumber(turn[2])}
       if not best or found.clock < best.clock or (found.clock == best.clock and found.project <= best.project) then
         local head = redis.call('ZRANGE', root .. 'open:' .. found.project .. '|' .. class, 0, 0, 'WITHSCORES')
-        found.key, found.score = head[1], tonumber(head[2])
+        found.lane, found.score = head[1], tonumber(head[2])
         if not best or found.project ~= best.project or not best.score or (found.score and found.score < best.score) then best = found end
       end
     end
@@ -62,13 +64,14 @@ local function fits(found, wanted, number)
 end
 
 local function admit(found)
-  local project, class, key = found.project, found.class, found.key
+  local project, class, lane = found.project, found.class, found.lane or '|'
+  local key = key_of(lane)
   local open = root .. 'open:' .. project .. '|' .. class
-  local lane = root .. 'lane:' .. project .. '|' .. class .. '|' .. (key or '')
-  local first = key and redis.call('ZRANGE', lane, 0, 1, 'WITHSCORES') or {}
+  local waits = root .. 'lane:' .. project .. '|' .. class .. '|' .. lane
+  local first = found.lane and redis.call('ZRANGE', waits, 0, 1, 'WITHSCORES') or {}
   local id, following = first[1], first[4]
   if not id then  -- an index that is wrong must not stop everybody
-    redis.call('ZREM', open, key or '')
+    redis.call('ZREM', open, lane)
     refresh_turn(project, class)
     return {'again'}
   end
@@ -77,11 +80,11 @@ local function admit(found)
   local read = {}
   for at = 1, #answer, 2 do read[answer[at]] = answer[at + 1] end
   if read.state ~= 'queued' then
-    dequeue(id, project, class, key)
+    dequeue(id, project, class, lane)
     return {'again'}
   end
   local attempt = (read.attempt or 0) + 1
-  local taken, wanted = members(id, attempt, read.platforms), scopes(project, class, key)
+  local taken, wanted = members(id, attempt, read.platforms), scopes(project, class, lane)
   if not fits(found, wanted, #taken) then return nil end
   local slots = {}
   for at, member in ipairs(taken) do slots[2 * at - 1], slots[2 * at] = now, member end
@@ -100,14 +103,15 @@ local function admit(found)
   index('ZREM', id, project, 'queued')
   index('ZADD', id, project, 'starting')
   redis.call('ZREM', root .. 'q:' .. project, id)
-  redis.call('ZREM', lane, id)
+  redis.call('ZREM', waits, id)
+  if not following then
+    redis.call('ZREM', open, lane)
+  elseif key == '' then
+    redis.call('ZADD', open, following, lane)
+  end
   if key ~= '' then
     redis.call('SADD', root .. 'keys:' .. project, key)
     refresh_key(project, key)
-  elseif following then
-    redis.call('ZADD', open, following, key)
-  else
-    redis.call('ZREM', open, key)
   end
   local going = may_go(project)
   for _, other in ipairs(redis.call('HKEYS', root .. 'classes:' .. project)) do
@@ -117,7 +121,7 @@ local function admit(found)
       redis.call('ZREM', root .. 'turns:' .. other, project)
     end
   end
-  if not following then count_lane(project, class, -1) end
+  if not following then count_lane(project, class, lane, -1) end
   redis.call('PUBLISH', record, 'starting')
   local told = {}
   for at = 1, #answer, 2 do

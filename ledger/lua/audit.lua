@@ -2,8 +2,8 @@
 -- Hold records and indexes against each other, a few at a time; each is judged at one moment, so that nothing that goes on meanwhile is
 -- taken for a fault. The record is the truth. ARGV: root, '1' to mend or '', kind, item ...
 --   record: build ids          member: a key (without its prefix), then members of it
---   lane: `project|class|key`  turn: `project|class`      key: names of idempotency keys (without the prefix)
---   gate: fields of limits and pauses
+--   lane: `project|class|lane` turn: `project|class`      key: names of idempotency keys (without the prefix)
+--   gate: fields of limits and pauses    hold: registries     note: a key (without its prefix) of noted lanes, then members of it
 -- Answers: {{key, member, what is wrong} ...}
 local mend, kind = ARGV[2] == '1', ARGV[3]
 local faults, seen = {}, {}
@@ -34,17 +34,24 @@ local function check_turn(project, class)
   end
 end
 
-local function check_lane(project, class, key)
-  local lane = project .. '|' .. class .. '|' .. key
-  if seen[lane] then return end
-  seen[lane] = true
-  local head = redis.call('ZRANGE', root .. 'lane:' .. lane, 0, 0, 'WITHSCORES')[2]
+local function check_lane(project, class, lane)
+  local name = project .. '|' .. class .. '|' .. lane
+  if seen[name] then return end
+  seen[name] = true
+  local key = key_of(lane)
+  local head = redis.call('ZRANGE', root .. 'lane:' .. name, 0, 0, 'WITHSCORES')[2]
   if head then
     for at, counted in ipairs({'classes:' .. project, 'classes'}) do
       if redis.call('HEXISTS', root .. counted, class) == 0 then
         fault(counted, class, 'is missing')
         if mend then redis.call('HSET', root .. counted, class, 1) end
       end
+    end
+  end
+  for _, note in ipairs(notes_of(project, lane)) do
+    if redis.call('SISMEMBER', root .. note, name) ~= (head and 1 or 0) then
+      fault(note, name, head and 'is missing' or 'does not belong there')
+      if mend then redis.call(head and 'SADD' or 'SREM', root .. note, name) end
     end
   end
   if key ~= '' then
@@ -55,11 +62,11 @@ local function check_lane(project, class, key)
     end
   end
   local open = 'open:' .. project .. '|' .. class
-  local before = tonumber(redis.call('ZSCORE', root .. open, key) or nil)
-  local wanted = head and has_room(project, key) and tonumber(head) or nil
+  local before = tonumber(redis.call('ZSCORE', root .. open, lane) or nil)
+  local wanted = head and has_room(project, key) and #holds_of(lane) == 0 and tonumber(head) or nil
   if before ~= wanted then
-    fault(open, key, not before and 'is missing' or wanted and 'is not where the first of its lane puts it' or 'does not belong there')
-    if mend then refresh_lane(project, class, key) end
+    fault(open, lane, not before and 'is missing' or wanted and 'is not where the first of its lane puts it' or 'does not belong there')
+    if mend then refresh_lane(project, class, lane) end
   end
   check_turn(project, class)
 end
@@ -67,7 +74,7 @@ end
 local function read(id)
   local project, state, attempt, platforms, class, lane, score, newer, key =
     unpack(redis.call('HMGET', root .. 'b:' .. id, 'project', 'state', 'attempt', 'platforms', 'class', 'lane', 'score', 'superseded_by', 'key'))
-  return project and {project = project, state = state, attempt = attempt or '0', platforms = platforms, class = class, lane = lane or '', score = score, newer = newer, key = key}
+  return project and {project = project, state = state, attempt = attempt or '0', platforms = platforms, class = class, lane = lane or '|', score = score, newer = newer, key = key}
 end
 
 local function check_record(id)
@@ -143,7 +150,40 @@ elseif kind == 'gate' then
     local paused = redis.call('HGET', root .. 'paused', field)
     if paused ~= redis.call('HGET', root .. 'gates', 'p|' .. field) then
       fault('gates', 'p|' .. field, 'does not say whether it is paused')
-      if mend then redis.call(paused and 'HSET' or 'HDEL', root .. 'gates', 'p|' .. field, paused or nil) end
+      if mend and paused then redis.call('HSET', root .. 'gates', 'p|' .. field, paused) end
+      if mend and not paused then redis.call('HDEL', root .. 'gates', 'p|' .. field) end
+    end
+  end
+elseif kind == 'hold' then
+  for at = 4, #ARGV do
+    local host = ARGV[at]
+    local hold = redis.call('HGET', root .. 'holds', host)
+    local till, gate = redis.call('ZSCORE', root .. 'holds:until', host), redis.call('HGET', root .. 'gates', 'h|' .. host)
+    local expected = hold and string.match(hold, '^%d+ (%d+)')
+    if (till and tonumber(till)) ~= (expected and tonumber(expected)) then
+      fault('holds:until', host, hold and 'does not say when it ends' or 'does not belong there')
+      if mend and hold then redis.call('ZADD', root .. 'holds:until', expected, host) end
+      if mend and not hold then redis.call('ZREM', root .. 'holds:until', host) end
+    end
+    if gate ~= hold then
+      fault('gates', 'h|' .. host, 'does not say whether it is held')
+      if mend then
+        if hold then redis.call('HSET', root .. 'gates', 'h|' .. host, hold) else redis.call('HDEL', root .. 'gates', 'h|' .. host) end
+        refresh_noted('lanes:' .. host)
+      end
+    end
+  end
+elseif kind == 'note' then
+  local note = ARGV[4]
+  for at = 5, #ARGV do
+    local project, class, lane = string.match(ARGV[at], '^([^|]*)|([^|]*)|(.*)$')
+    local ours = false
+    for _, other in ipairs(lane and notes_of(project, lane) or {}) do ours = ours or other == note end
+    if ours then
+      check_lane(project, class, lane)
+    else
+      fault(note, ARGV[at], 'does not belong there')
+      if mend then redis.call('SREM', root .. note, ARGV[at]) end
     end
   end
 elseif kind == 'key' then

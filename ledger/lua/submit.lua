@@ -2,7 +2,7 @@
 -- Take builds in: all of them or none. Not allowed when memory is short, so that what runs can still finish.
 -- ARGV: root, project, version of its policy, event stream length, delivery id or '', its seconds to live, ref or '', commit or '',
 --       how many of the project may wait or '', namespace or '', then per build: id, idempotency key or '', its seconds to live, request,
---       platforms, capacity class, concurrency key or '', priority, queued deadline (ms), image or '' (a push's, which supersedes),
+--       platforms, capacity class, lane, priority, queued deadline (ms), image or '' (a push's, which supersedes),
 --       order or '' (a repeated build's place among the pushes), event
 -- Answers: {'policy', version, stored project}: the caller's copy is out of date | {'delivery'} | {'repeat'}: seen before
 --          {'long', how many wait}: the project's queue is full | {'full'}: memory is short
@@ -29,7 +29,7 @@ end
 local function older(ref, image)
   local id = redis.call('HGET', root .. 'newest:' .. project .. '|' .. ref, image)
   local state, class, lane = unpack(redis.call('HMGET', root .. 'b:' .. (id or ''), 'state', 'class', 'lane'))
-  if state == 'queued' or state == 'starting' or state == 'running' then return {id = id, state = state, class = class, lane = lane or ''} end
+  if state == 'queued' or state == 'starting' or state == 'running' then return {id = id, state = state, class = class, lane = lane or '|'} end
 end
 
 if ARGV[9] ~= '' and new > 0 then
@@ -69,11 +69,10 @@ for at = FIRST, #ARGV, EACH do
     -- To the microsecond, so that of two taken in within one millisecond the first goes first.
     local score = string.format('%.3f', time[1] * 1000 + time[2] / 1000 - priority * 60000)
     local fields = {'request', request, 'state', 'queued', 'version', 1, 'sequence', sequence, 'project', project, 'platforms', platforms,
-      'class', class, 'score', score, 'created', now, 'updated', now, 'due', now + deadline}
+      'class', class, 'lane', lane, 'score', score, 'created', now, 'updated', now, 'due', now + deadline}
     local function also(name, value)
       if value ~= '' then fields[#fields + 1], fields[#fields + 2] = name, value end
     end
-    also('lane', lane)
     also('namespace', ARGV[10])
     also('key', key)
     redis.call('HSET', record, unpack(fields))

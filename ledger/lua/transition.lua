@@ -9,7 +9,8 @@ local key = root .. 'b:' .. id
 local project, old, version, attempt, platforms, score, class, lane, admitted, charged =
   unpack(redis.call('HMGET', key, 'project', 'state', 'version', 'attempt', 'platforms', 'score', 'class', 'lane', 'admitted', 'charged'))
 if not old then return {'missing'} end
-lane = lane or ''
+lane = lane or '|'
+local limited = key_of(lane)
 if lease ~= '' and redis.call('HGET', root .. 'lease:' .. lease, 'fence') ~= fence then return {'fence'} end
 if old == 'succeeded' or old == 'failed' or old == 'cancelled' or old == 'superseded' then return {'ended', old} end
 if version ~= expected then return {'version', version} end
@@ -34,9 +35,9 @@ if state ~= 'starting' and state ~= 'running' and (old == 'starting' or old == '
   local weight, usual = unpack(redis.call('HMGET', root .. 'shares', 'weight|' .. project, 'cost|' .. project))
   redis.call('HINCRBYFLOAT', root .. 'shares', project, string.format('%.3f', (took - charged) * #held / (weight or 1)))
   redis.call('HSET', root .. 'shares', 'cost|' .. project, math.floor(0.8 * (usual or took) + 0.2 * took))
-  if lane ~= '' then
-    if redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. lane) == 0 then redis.call('SREM', root .. 'keys:' .. project, lane) end
-    refresh_key(project, lane)
+  if limited ~= '' then
+    if redis.call('EXISTS', root .. 'slots|key|' .. project .. '|' .. limited) == 0 then redis.call('SREM', root .. 'keys:' .. project, limited) end
+    refresh_key(project, limited)
   end
   refresh_project(project)
 end

@@ -30,7 +30,7 @@ from ledger.errors import (
 )
 from ledger.settings import Settings
 from ledger.store import Ledger
-from producer.api import builds, health, hooks, limits, promotions
+from producer.api import builds, collections, health, hooks, limits, promotions
 
 log = structlog.get_logger()
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "crabpot"})
@@ -56,6 +56,8 @@ def create_app(ledger: Ledger, settings: Settings, *, anyone: bool = False) -> S
             Route("/v1/limits/{scope:path}", limits.give_back, methods=["DELETE"]),
             Route("/v1/pauses/{scope:path}", limits.pause, methods=["PUT"]),
             Route("/v1/pauses/{scope:path}", limits.resume, methods=["DELETE"]),
+            Route("/v1/collections", collections.page, methods=["GET"]),
+            Route("/v1/collections", collections.create, methods=["POST"]),
             Route("/webhooks/github", hooks.github, methods=["POST"]),
             Route("/healthz", health.alive, methods=["GET"]),
             Route("/readyz", health.ready, methods=["GET"]),

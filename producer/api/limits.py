@@ -25,7 +25,7 @@ _GIVEN = TypeAdapter(_Given)
 
 
 async def show(request: Request) -> Response:
-    """GET /v1/limits: every scope that is limited or paused, and every project and class."""
+    """GET /v1/limits: every scope that is limited or paused, and every project and class; and the registries that are held."""
     return await _answer(request)
 
 
@@ -58,7 +58,9 @@ async def resume(request: Request) -> Response:
 
 
 async def _answer(request: Request) -> Response:
-    return JSONResponse({"limits": [_told(limit) for limit in await _limits(request).all()]})
+    holds = await request.app.state.ledger.holds.all()
+    told = [{"registry": hold.registry, "since": hold.since.isoformat(), "until": hold.until.isoformat(), "by": hold.by} for hold in holds]
+    return JSONResponse({"limits": [_told(limit) for limit in await _limits(request).all()], "holds": told})
 
 
 def _told(limit: Limit) -> dict[str, Any]:

@@ -92,4 +92,5 @@ def _say(found: dict[str, Any], as_json: bool) -> None:
         )
         for row in found["limits"]
     ]
+    rows += [(f"registry/{hold['registry']}", "", "", hold["by"], f"held for {age(hold['since'])}") for hold in found["holds"]]
     say_rows(("SCOPE", "LIMIT", "RUNNING", "SET", "PAUSED"), rows)

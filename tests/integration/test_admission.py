@@ -176,8 +176,8 @@ async def test_a_wrong_index_stops_nobody(queue):
 
 async def test_a_point_of_priority_is_a_minute_of_waiting(queue):
     old = (await submit(queue))[0]
-    for name in ("q:demo", "lane:demo|amd64|", "open:demo|amd64"):  # it has waited for half an hour
-        member = "" if name.startswith("open") else old
+    for name in ("q:demo", "lane:demo|amd64|registry.example.com|", "open:demo|amd64"):  # it has waited for half an hour
+        member = "registry.example.com|" if name.startswith("open") else old
         await queue.connection.command("ZINCRBY", queue.connection.keys.root + name, -1_800_000, member)
     sooner, later = (await submit(queue, priority=40))[0], (await submit(queue, priority=20))[0]
     assert await admit(queue, 3) == [sooner, old, later]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ledger.build import Again, Reason, State
+from ledger.collected import CollectsItself
 from ledger.errors import LedgerUnavailable
 from ledger.logbook import Line
 from ledger.settings import Settings
@@ -329,6 +330,30 @@ async def test_an_ended_build_is_built_again(api, ledger):
     assert again.headers["location"] == f"/v1/builds/{again.json()['id']}" != f"/v1/builds/{first}"
     assert (await ledger.read(again.json()["id"])).request == (await ledger.read(first)).request
     assert (await api.post("/v1/builds/nobody/retry")).status_code == 404
+
+
+async def test_a_held_registry_is_told(api, ledger):
+    await ledger.holds.take(["registry.example.com"], "a collection", timedelta(minutes=1))
+    build = (await api.post("/v1/builds", json=request_fields())).json()["id"]
+    assert (
+        "the registry registry.example.com, which is under maintenance since" in (await api.get(f"/v1/builds/{build}")).json()["waits_for"]
+    )
+    assert [(hold["registry"], hold["by"]) for hold in (await api.get("/v1/limits")).json()["holds"]] == [
+        ("registry.example.com", "a collection")
+    ]
+
+
+async def test_collections_are_started_and_listed(api, ledger, projects):
+    own = CollectsItself(registry="harbor.example.com", kind="own")
+    await ledger.store_projects(projects.model_copy(update={"collect": (own,)}))
+    begun = await api.post("/v1/collections", json={"registry": "harbor.example.com", "kind": "plan"})
+    assert (begun.status_code, begun.json()["name"], begun.json()["state"]) == (202, "weigh:harbor.example.com", "waiting")
+    assert (await api.post("/v1/collections", json={"registry": "harbor.example.com", "kind": "plan"})).status_code == 200
+    assert [one["name"] for one in (await api.get("/v1/collections")).json()["collections"]] == ["weigh:harbor.example.com"]
+    unknown = await api.post("/v1/collections", json={"registry": "other.example.com"})
+    assert unknown.status_code == 404
+    assert "name it under `collect`" in unknown.json()["detail"]
+    assert (await api.post("/v1/collections", json={"registry": "harbor.example.com", "kind": "x"})).json()["problems"][0]["path"] == "kind"
 
 
 async def test_limits_and_pauses(api):

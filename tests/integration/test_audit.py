@@ -31,6 +31,7 @@ async def busy(ledger):
     builds["delayed"] = (await ledger.transition(await ledger.admit(MINUTE), State.QUEUED, due=MINUTE, again=Again(MINUTE))).id
     builds["queued"] = (await submit_build_async(make_request(), idempotency_key="k", ledger=ledger)).id
     builds["keyed"] = (await submit_build_async(make_request(concurrency_key="a|b"), ledger=ledger)).id
+    await ledger.holds.take(["held.example.com"], "somebody", MINUTE)
     return builds
 
 
@@ -47,9 +48,9 @@ SPOILT = {
     "due although ended": ("ZADD", "due", 1, "{failed}"),
     "never forgotten": ("ZREM", "finished", "{failed}"),
     "not in the queue": ("ZREM", "q:demo", "{queued}"),
-    "not in its lane": ("ZREM", "lane:demo|amd64|", "{queued}"),
-    "its lane is closed": ("ZREM", "open:demo|amd64", "a|b"),
-    "its lane is open elsewhere": ("ZADD", "open:demo|amd64", 1, "a|b"),
+    "not in its lane": ("ZREM", "lane:demo|amd64|registry.example.com|", "{queued}"),
+    "its lane is closed": ("ZREM", "open:demo|amd64", "registry.example.com|a|b"),
+    "its lane is open elsewhere": ("ZADD", "open:demo|amd64", 1, "registry.example.com|a|b"),
     "no turn": ("ZREM", "turns:amd64", "demo"),
     "no class": ("HDEL", "classes", "amd64"),
     "a turn for nothing": ("ZADD", "turns:arm64", 1, "other"),
@@ -59,6 +60,14 @@ SPOILT = {
     "an earlier attempt's slot": ("ZADD", "slots:", 1, "{running}/7/linux/amd64"),
     "a slot of nobody": ("ZADD", "slots:", 1, "nobody/1/linux/amd64"),
     "a key that holds nothing": ("SADD", "keys:demo", "a|b"),
+    "a lane that no hold finds": ("SREM", "lanes:registry.example.com", "demo|amd64|registry.example.com|"),
+    "a lane that no key finds": ("SREM", "lanes|key|demo|a|b", "demo|amd64|registry.example.com|a|b"),
+    "a note of no lane": ("SADD", "lanes:registry.example.com", "demo|amd64|registry.example.com|gone"),
+    "a note of another registry": ("SADD", "lanes:other.example.com", "demo|amd64|registry.example.com|"),
+    "a hold that holds nothing": ("HSET", "gates", "h|other.example.com", "1 2 nobody"),
+    "a hold that does not hold": ("HDEL", "gates", "h|held.example.com"),
+    "a hold without an end": ("ZREM", "holds:until", "held.example.com"),
+    "an end without a hold": ("ZADD", "holds:until", 5, "other.example.com"),
     "a lane of nobody": ("ZADD", "lane:demo|arm64|x", 1, "nobody"),
     "a log of nobody": ("ZADD", "logs", 1, "nobody:1"),
     "an idempotency key of nobody": ("SET", "idem:demo:other", "nobody"),

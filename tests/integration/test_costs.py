@@ -18,7 +18,7 @@ from producer.submit import submit_build_async, submit_drafts
 from tests.requests import make_request
 
 MINUTE = timedelta(minutes=1)
-ANY = '{policy: {destinations: ["registry.example.com/**"], sources: ["**"]}}'
+ANY = '{policy: {destinations: ["registry.example.com/**", "held.example.com/**"], sources: ["**"]}}'
 FEW, MANY = 20, 2000
 
 
@@ -83,6 +83,17 @@ async def test_what_is_blocked_costs_no_more(queue):
     for number in range(300):
         await fill(queue, 2, project=f"p{number}")
         await (queue.limits.pause if number % 2 else queue.limits.set)(Scope.parse(f"project/p{number}"), *([] if number % 2 else [0]))
+    assert await one_life(queue) == few
+
+
+async def test_what_waits_for_a_held_registry_costs_no_more(queue):
+    await fill(queue, FEW)
+    await one_life(queue)  # the scripts are sent whole the first time
+    few = await one_life(queue)
+    await fill(queue, MANY, destinations=["registry.example.com/held:1.0.0"], cache={"repository": "held.example.com/cache"}, priority=100)
+    for number in range(300):
+        await fill(queue, 2, project=f"p{number}", cache={"repository": "held.example.com/cache"})
+    await queue.holds.take(["held.example.com"], "collect", MINUTE)
     assert await one_life(queue) == few
 
 

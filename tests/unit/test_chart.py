@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from ledger.collected import CollectedInKubernetes
 from ledger.projects import parse_projects
 from ledger.settings import Settings
 from worker.cluster.kubernetes import WATCH_RIGHTS, WORKER_RIGHTS
 from worker.cluster.manifest import MANAGED_BY
+from worker.collect.kubernetes import rights_of
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/crabpot"
@@ -62,6 +64,20 @@ def test_the_chart_lints_strictly(values: Path) -> None:
 def test_an_account_may_do_what_the_code_checks_for_and_no_more(account: str, needed: tuple[tuple[str, str, str], ...]) -> None:
     role = of_kind("Role", "--values", str(RIGHTS_ONLY))[f"crabpot-builds/crab-crabpot-{account}"]
     assert rights(role) == {(verb, f"{resource}/{sub}" if sub else resource) for verb, resource, sub in needed}
+
+
+@pytest.mark.parametrize("how", ["job", "exec"])
+def test_who_collects_a_registry_has_the_rights_for_exactly_that(how: str) -> None:
+    where = {"namespace": "images", "workload": "statefulset/registry", "claim": "data-registry-0", "how": how}
+    given = (f"collect[0].{name}={value}" for name, value in where.items())
+    arguments = ("--values", str(RIGHTS_ONLY), *(word for one in given for word in ("--set", one)))
+    role = of_kind("Role", *arguments)["images/crab-crabpot-collect-0"]
+    settings = CollectedInKubernetes(kind="kubernetes", registry="registry.example.com", **where)  # type: ignore[arg-type]
+    assert rights(role) == {(verb, f"{resource}/{sub}" if sub else resource) for verb, resource, sub in rights_of(settings)}
+    named = {resource: rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule for resource in rule["resources"]}
+    assert named == {"statefulsets": ["registry"], "persistentvolumeclaims": ["data-registry-0"]}
+    binding = of_kind("RoleBinding", *arguments)["images/crab-crabpot-collect-0"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "crab-crabpot-worker", "namespace": "crab-system"}]
 
 
 def test_rights_are_for_the_builds_namespaces_only_and_secrets_are_named_one_by_one() -> None:

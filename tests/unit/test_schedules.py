@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ledger.errors import ProjectsInvalid
 from ledger.projects import parse_projects
 from ledger.retention import Retention
-from ledger.site import Schedule, Site
+from ledger.schedule import Schedule
+from ledger.site import Site
 from worker.retention.policy import Policies
 from worker.schedules import jitter_of, last_occurrence, planned_of
 

@@ -8,15 +8,18 @@ an expired version, does not pause after an empty stream, and takes a proxy's pa
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, Configuration
 from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes_asyncio.stream import WsApiClient
 
 from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound
 from worker.cluster.answers import Answer, failure_of
@@ -28,6 +31,19 @@ PATCH = "application/strategic-merge-patch+json"
 Pool = Literal["calls", "logs"]
 _SIZES: dict[Pool, int] = {"calls": 100, "logs": 0}
 """Requests at once; more wait. Logs have no limit (0) but the pods that run: one that waited for another's end would be lost."""
+
+
+_PING = 20.0
+"""Seconds between two signs of life of a command that runs in a container: it may be silent for as long as it likes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """How a command in a container ended."""
+
+    code: int
+    output: str
+    errors: str
 
 
 class Silent(ClusterUnavailable):
@@ -73,6 +89,35 @@ class Api:
                     raise NotFound(answer.message)
                 raise failure_of(answer, doing)
             yield response
+
+    async def execute(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> Executed:
+        """Run a command in a container, as `kubectl exec` does, to its end. NotFound: no such pod. ClusterUnavailable: the line was cut, and
+        whether the command ran, or still runs, is not known.
+        """
+        await self._connect()
+        doing = f"run {command[0]} in the pod {pod}"
+        query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", word) for word in command)]
+        said: dict[int, bytearray] = {1: bytearray(), 2: bytearray(), 3: bytearray()}
+        client = WsApiClient(self._configuration, heartbeat=_PING)
+        try:
+            with _executing(doing):
+                opened = await client.call_api(
+                    f"/api/v1/namespaces/{namespace}/pods/{pod}/exec",
+                    "GET",
+                    query_params=query,
+                    auth_settings=["BearerToken"],
+                    _preload_content=False,
+                )
+                async with opened as line:
+                    async for message in line:
+                        if message.type is aiohttp.WSMsgType.BINARY and message.data:
+                            said.get(message.data[0], bytearray()).extend(message.data[1:])
+        finally:
+            await client.close()
+        code = _exit_code(bytes(said[3]))
+        if code is None:
+            raise ClusterUnavailable(f"could not {doing}: the line was cut before it ended")
+        return Executed(code, said[1].decode(errors="replace"), said[2].decode(errors="replace"))
 
     @asynccontextmanager
     async def _open(
@@ -143,3 +188,28 @@ async def _translated(doing: str) -> AsyncIterator[None]:
         raise Silent(f"{doing}: the cluster did not answer in time") from None
     except (aiohttp.ClientError, OSError) as error:
         raise ClusterUnavailable(f"{doing}: {error or type(error).__name__}") from None
+
+
+@contextmanager
+def _executing(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.WSServerHandshakeError as error:
+        if error.status == 404:
+            raise NotFound(f"could not {doing}: there is no such pod or container") from None
+        if error.status in (401, 403):
+            raise ClusterDenied(f"could not {doing}: HTTP {error.status}; the account needs get and create of pods/exec there") from None
+        raise ClusterUnavailable(f"could not {doing}: HTTP {error.status}") from None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise ClusterUnavailable(f"could not {doing}: {error or type(error).__name__}") from None
+
+
+def _exit_code(told: bytes) -> int | None:
+    """What the error channel says in the end: a Status, with the exit code as a cause where it is not 0."""
+    try:
+        status = json.loads(told)
+        if status["status"] == "Success":
+            return 0
+        return next(int(cause["message"]) for cause in status["details"]["causes"] if cause["reason"] == "ExitCode")
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return None

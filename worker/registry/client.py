@@ -101,6 +101,19 @@ class RegistryClient(RegistryReader):
             raise refusal(answer, f"push to {target}")
         await self._cancel(target, answer)
 
+    async def refuses_uploads(self, target: ImageReference) -> bool:
+        """Whether the registry is read-only: it answers 405 and allows reading alone, as distribution does while `maintenance.readonly` is on.
+        False: it began an upload, which was cancelled. Any other answer (401, 404, a proxy's) proves neither: RegistryError.
+        """
+        answer = await self._begin(target, "", scope_of(target, "pull", "push"))
+        if answer.status == 202:
+            await self._cancel(target, answer)
+            return False
+        allowed = {method.strip().upper() for method in answer.headers.get("allow", "").split(",")} - {""}
+        if answer.status == 405 and allowed and allowed <= {"GET", "HEAD"}:
+            return True
+        raise refusal(answer, f"see whether {target.registry} takes uploads")
+
     async def mount(self, target: ImageReference, blob: Descriptor, source: str) -> bool:
         """Have a blob of the repository `source` of the same registry in the target's too, without sending it. False: the registry would not."""
         repository = path_of(target.registry, source)

@@ -49,14 +49,21 @@ class RegistryReader:
         timeouts: Timeouts = Timeouts(),  # noqa: B008 (frozen)
         budgets: Budgets | None = None,
         patience: Patience = IMPATIENT,
+        known_as: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Insecure registries are spoken to over plain HTTP, all others over https.
 
         Certificates: registry -> path of a CA certificate (PEM); SettingsInvalid for one that cannot be read. Clients that share
-        `budgets` together ask no more of a registry than it allows.
+        `budgets` together ask no more of a registry than it allows. `known_as`: address -> the host name that its certificate is for.
         """
         self._wire = Wire(
-            insecure=insecure, certificates=certificates, user_agent=user_agent, timeouts=timeouts, budgets=budgets, patience=patience
+            insecure=insecure,
+            certificates=certificates,
+            user_agent=user_agent,
+            timeouts=timeouts,
+            budgets=budgets,
+            patience=patience,
+            known_as=known_as,
         )
         self._authorizer = Authorizer(self._wire, credentials, methods=self._methods)
 
@@ -186,6 +193,23 @@ class RegistryReader:
         if answer.status != 200 or not re.fullmatch(r"\d{1,18}", length, re.ASCII):
             raise refusal(answer, f"look for the blob {digest} of {image.name}")
         return int(length)
+
+    async def can_read(self, image: ImageReference, digest: str) -> bool:
+        """Whether a blob of the image's repository can be read: its first byte is asked for, since a HEAD may be answered from a registry's
+        memory, for long after the blob is gone.
+        """
+        path = blob_path(image, digest)
+        answer = await self._authorizer.send("GET", image.registry, path, scope_of(image, "pull"), headers={"Range": "bytes=0-0"})
+        if answer.status == 404 and answer.from_registry:
+            return False
+        if answer.status not in (200, 206, 416):  # 416: an empty blob has no first byte
+            raise refusal(answer, f"read the blob {digest} of {image.name}")
+        return True
+
+    async def is_harbor(self, registry: str) -> bool:
+        """Whether a registry is Harbor, which collects its own garbage."""
+        answer = await self._wire.send("GET", f"{self._wire.base(registry)}/api/v2.0/ping", headers={})
+        return answer.status == 200 and answer.body.strip(b'" \n') == b"Pong"
 
     @asynccontextmanager
     async def blob(self, image: ImageReference, blob: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -54,8 +55,13 @@ class Wire:
         timeouts: Timeouts,
         budgets: Budgets | None = None,
         patience: Patience = IMPATIENT,
+        known_as: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Certificates: registry -> path of a CA certificate (PEM) that is trusted for it beside the system's. SettingsInvalid if one cannot be read."""
+        """Certificates: registry -> path of a CA certificate (PEM) that is trusted for it beside the system's. SettingsInvalid if one cannot be read.
+
+        `known_as`: address -> the host name that its certificate is for, where one process of a registry is spoken to by its address.
+        """
+        self._known_as = known_as
         self._insecure = insecure
         self._total = timeouts.total
         self._budgets = budgets or Budgets()
@@ -146,9 +152,12 @@ class Wire:
         form: Mapping[str, str] | None,
     ) -> httpx.Request:
         try:
-            return self._http.build_request(method, url, headers=dict(headers), content=content, data=form)
+            request = self._http.build_request(method, url, headers=dict(headers), content=content, data=form)
         except httpx.InvalidURL as error:
             raise RegistryConfused(f"{url[:100]} cannot be spoken to: {str(error)[:200]}") from None
+        if (name := self._known_as.get(_host(request))) is not None:
+            request.extensions["sni_hostname"] = name.rpartition(":")[0] or name
+        return request
 
     async def _exchange(self, request: httpx.Request, limit: int) -> Answer:
         """The total time holds unless a stream is sent: that takes as long as it moves."""

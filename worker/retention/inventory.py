@@ -28,6 +28,8 @@ class Origin(StrEnum):
     """Our own record of the push."""
     IMAGE = "image"
     """What the image says of itself."""
+    SEEN = "seen"
+    """When a survey first saw the tag stand for the image."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ class Seen:
 
     digest: str
     at: datetime
+    since: datetime | None = None
+    """When it was first seen to stand for it, where it did not before: it was pushed no longer ago than that is near to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Recalled:
 
     tags: Mapping[str, Seen] = field(default_factory=dict)
     untagged: Mapping[str, Untagged] = field(default_factory=dict)
+    was_seen: bool = False
+    """Whether it was ever looked at: then a tag that is not among these is new."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from ledger.errors import ManifestUnknown, RegistryConfused, RegistryError
 from ledger.references import ImageReference
 from worker.abreast import each
 from worker.registry.manifests import IMAGE_CONFIGS, INDEXES, KNOWN, Descriptor, Manifest, signature_subject
 from worker.registry.reader import RegistryReader
-from worker.retention.inventory import Blob, Inventory, Origin, Repository, Stored, Tag, parse_time
+from worker.retention.inventory import Blob, Inventory, Origin, Repository, Stored, Tag, credible, parse_time
 from worker.retention.memory import Memory, Raw, Recalled, Seen, Untagged
 from worker.retention.protection import QUARANTINE
 
 _MAX_DEPTH = 8
+_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 _REPOSITORIES_AT_ONCE = 4
 _BATCH = 200
 """Manifests handed to the memory at a time."""
@@ -91,12 +92,12 @@ class _Reading:
             listed = await self._list()
         except ManifestUnknown:
             return Repository(name=name)
-        seen = await self._resolve(listed, recalled.tags)
+        seen = await self._resolve(listed, recalled)
         untagged = await self._untagged(seen, recalled)
         await self._read_all({tag.digest for tag in seen.values()} | set(untagged), {*also})
         tags = await self._dated(seen)
         await self._flush(0)
-        await self._memory.remember(name, Recalled(seen, {digest: one for digest, one in untagged.items() if digest in self._stored}))
+        await self._memory.remember(name, Recalled(seen, {digest: one for digest, one in untagged.items() if digest in self._stored}, True))
         manifests = (
             Stored(
                 digest=one.digest,
@@ -118,8 +119,9 @@ class _Reading:
             found = [tag async for tag in self._reader.tags(self._repository.registry, self._repository.repository)]
         return sorted(set(found))
 
-    async def _resolve(self, listed: Sequence[str], before: Mapping[str, Seen]) -> dict[str, Seen]:
+    async def _resolve(self, listed: Sequence[str], recalled: Recalled) -> dict[str, Seen]:
         """What each tag stands for. One that was never seen is read at once: most likely its manifest is new too."""
+        before = recalled.tags
         seen: dict[str, Seen] = {}
         missing: list[str] = []
 
@@ -138,7 +140,9 @@ class _Reading:
             if digest is None:
                 missing.append(tag)
             else:
-                seen[tag] = Seen(known.digest if known and known.digest == digest else self._same(digest), self._now)
+                same = known is not None and known.digest == digest
+                since = known.since if known and same else self._now if recalled.was_seen else None
+                seen[tag] = Seen(known.digest if known and same else self._same(digest), self._now, since)
 
         await each(listed, one, self._at_once)
         if missing:
@@ -245,6 +249,9 @@ class _Reading:
             push, says = pushes.get((tag, known.digest)), created.get(known.digest)
             if push is not None:
                 tags.append(Tag(name=tag, digest=known.digest, pushed=push.at, origin=Origin.PUSH, branch=push.branch))
+            elif known.since is not None and known.since > (credible(says, self._now) or _LONG_AGO):
+                # An old image that the tag was put on lately, or one that says nothing: as young as the tag.
+                tags.append(Tag(name=tag, digest=known.digest, pushed=known.since, origin=Origin.SEEN))
             else:
                 tags.append(Tag(name=tag, digest=known.digest, pushed=says, origin=Origin.IMAGE if says else None))
         return tags

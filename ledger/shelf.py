@@ -1,0 +1,120 @@
+"""What the ledger remembers of registries between two surveys: tags, manifests, ages, our own pushes, and what people have pinned.
+
+Plain values only: what they mean is the worker's business (`worker/retention/remembered.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from ledger.build import milliseconds, moment
+from ledger.codec import pairs
+from ledger.connection import Connection
+
+_PRUNED = 500
+"""Manifests that are forgotten in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Our own push of a tag."""
+
+    digest: str
+    at: datetime
+    branch: str | None
+
+
+class Shelf:
+    """Reading and writing it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._keys = connection, connection.keys
+
+    async def seen(self, repository: str) -> Any:
+        """What was stored of a repository, None where nothing was."""
+        stored = await self._connection.command("GET", self._keys.seen(repository))
+        return None if stored is None else json.loads(zlib.decompress(stored))
+
+    async def remember(self, repository: str, seen: Any) -> None:
+        await self._connection.command("SET", self._keys.seen(repository), zlib.compress(json.dumps(seen).encode(), 1))
+
+    async def manifests(self, digests: Collection[str]) -> dict[str, tuple[str, bytes]]:
+        """Of those that are known the media type and the bytes."""
+        found: dict[str, tuple[str, bytes]] = {}
+        wanted = list(digests)
+        if wanted:
+            for digest, stored in zip(wanted, await self._connection.command("HMGET", self._keys.manifests, *wanted), strict=True):
+                if stored is not None:
+                    media_type, _, body = stored.partition(b"\n")
+                    found[digest] = (media_type.decode(), zlib.decompress(body))
+            await self._use(wanted)
+        return found
+
+    async def keep_manifests(self, manifests: Mapping[str, tuple[str, bytes]]) -> None:
+        if manifests:
+            flat = [
+                word
+                for digest, (media_type, body) in manifests.items()
+                for word in (digest, media_type.encode() + b"\n" + zlib.compress(body))
+            ]
+            await self._connection.command("HSET", self._keys.manifests, *flat)
+            await self._use(list(manifests))
+
+    async def created(self, digests: Collection[str]) -> dict[str, datetime | None]:
+        """Of those that were asked for their age what they said."""
+        wanted = list(digests)
+        if not wanted:
+            return {}
+        stored = await self._connection.command("HMGET", self._keys.created, *wanted)
+        await self._use(wanted)
+        return {
+            digest: datetime.fromisoformat(text.decode()) if text else None
+            for digest, text in zip(wanted, stored, strict=True)
+            if text is not None
+        }
+
+    async def keep_created(self, created: Mapping[str, datetime | None]) -> None:
+        if created:
+            flat = [word for digest, at in created.items() for word in (digest, at.isoformat() if at else "")]
+            await self._connection.command("HSET", self._keys.created, *flat)
+
+    async def record_push(self, repository: str, tag: str, pushed: Pushed) -> None:
+        """A push of ours. Written again it is the same."""
+        told = json.dumps([pushed.digest, milliseconds(pushed.at), pushed.branch])
+        await self._connection.command("HSET", self._keys.pushes(repository), tag, told)
+
+    async def pushes(self, repository: str) -> dict[str, Pushed]:
+        """Our last push of each tag."""
+        stored = pairs(await self._connection.command("HGETALL", self._keys.pushes(repository)))
+        read = {tag: json.loads(text) for tag, text in stored.items()}
+        return {tag: Pushed(digest, moment(at), branch) for tag, (digest, at, branch) in read.items()}
+
+    async def pin(self, mark: str, why: str) -> None:
+        """Keep a digest, or `registry/repository:tag`, whatever the rules say."""
+        await self._connection.command("HSET", self._keys.pins, mark, why)
+
+    async def unpin(self, mark: str) -> bool:
+        """Whether it was pinned."""
+        return bool(await self._connection.command("HDEL", self._keys.pins, mark))
+
+    async def pins(self) -> dict[str, str]:
+        """Every pin, and why."""
+        return pairs(await self._connection.command("HGETALL", self._keys.pins))
+
+    async def prune(self, now: datetime, age: timedelta) -> int:
+        """Forget manifests that no survey has asked for since long, at most so many; answers how many."""
+        used = self._keys.manifests_used
+        old = await self._connection.command("ZRANGEBYSCORE", used, "-inf", milliseconds(now - age), "LIMIT", 0, _PRUNED)
+        if old:
+            await self._connection.commands(("HDEL", self._keys.manifests, *old), ("HDEL", self._keys.created, *old), ("ZREM", used, *old))
+        return len(old)
+
+    async def _use(self, digests: Collection[str]) -> None:
+        time = await self._connection.command("TIME")
+        now = int(time[0]) * 1000
+        await self._connection.command("ZADD", self._keys.manifests_used, *(word for digest in digests for word in (now, digest)))

@@ -1,0 +1,188 @@
+"""The registry of deploy/registry on the tests' cluster: its image made of the registry program, its claim a folder of the node."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from ledger.access import RegistryAccess
+from ledger.collected import CollectedInKubernetes
+from tests.e2e.harness import CHART
+from tests.e2e.harness_cluster import ROOT, Cluster, missing, until
+from tests.integration.registry_server import HTPASSWD, PASSWORD, USER, RegistryServer
+
+BASE = ROOT / "deploy/registry"
+IMAGE = "cluster.local/registry-e2e"
+
+
+def load_image(cluster: Cluster, folder: Path) -> None:
+    """An image of the registry program in an otherwise empty root: no shell, as a hardened image has none."""
+    script = Path(os.environ.get("CLUSTER") or ROOT.parent / "shared/cluster/cluster").resolve()
+    program = shutil.which("registry")
+    if program is None or not os.access(script.parent / "image", os.X_OK):
+        missing("the registry program and the cluster's `image` are not at hand; eval the output of `cluster env`")
+    assert program
+    root = folder / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(program, root / "bin/registry")
+    linked = subprocess.run(["ldd", program], text=True, capture_output=True, check=False).stdout
+    for library in re.findall(r"(/\S+\.so\S*)", linked):
+        (root / library.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, root / library.lstrip("/"))
+    subprocess.run(
+        [str(script.parent / "image"), f"{IMAGE}:1", str(folder / "image.tar"), str(root), "--env", "PATH=/bin", "--user", "65532"],
+        check=True,
+    )
+    subprocess.run([str(script), "load", str(folder / "image.tar")], check=True, capture_output=True)
+
+
+def render(folder: Path, namespace: str, volume: str) -> str:
+    """deploy/registry with what differs here: the image, a claim of a given volume, and a port of the node."""
+    claim = {"spec": {"storageClassName": "", "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}}}
+    patches = [
+        {
+            "target": {"kind": "PersistentVolumeClaim"},
+            "patch": yaml.safe_dump({"kind": "PersistentVolumeClaim", "metadata": {"name": "x"}, **claim}),
+        },
+        {
+            "target": {"kind": "Service", "name": "registry"},
+            "patch": yaml.safe_dump([{"op": "add", "path": "/spec/type", "value": "NodePort"}]),
+        },
+    ]
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": namespace,
+        "resources": [os.path.relpath(BASE, folder)],
+        "images": [{"name": "docker.io/library/registry", "newName": IMAGE, "newTag": "1"}],
+        "patches": patches,
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    return subprocess.run(["kubectl", "kustomize", str(folder)], text=True, capture_output=True, check=True).stdout
+
+
+@dataclass
+class DeployedRegistry:
+    """A registry, and how tests reach past what they test."""
+
+    cluster: Cluster
+    namespace: str
+    server: RegistryServer
+    data: Path
+    docker_config: Path
+
+    def settings(self, how: str) -> CollectedInKubernetes:
+        return CollectedInKubernetes(
+            kind="kubernetes",
+            registry=self.server.host,
+            namespace=self.namespace,
+            workload="deployment/registry",
+            claim="registry",
+            how=how,  # type: ignore[arg-type]
+            config="/etc/registry/config.yml",
+            access=RegistryAccess(insecure=True, docker_config=self.docker_config),
+        )
+
+    def workload(self) -> dict[str, Any]:
+        found = self.cluster.get(self.namespace, "deployment", "registry")
+        assert found
+        return found
+
+    def blobs(self) -> set[str]:
+        return {f"sha256:{data.parent.name}" for data in self.data.glob("docker/registry/v2/blobs/sha256/*/*/data")}
+
+    def serves(self) -> bool:
+        try:
+            with self.server.http() as http:
+                return http.get("").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def account(self, folder: Path, how: str) -> Path:
+        """A kubeconfig of the account that the chart gives the right to collect this registry, and of no other right."""
+        given = {"namespace": self.namespace, "workload": "deployment/registry", "claim": "registry", "how": how}
+        values = [word for name, value in given.items() for word in ("--set", f"collect[0].{name}={value}")]
+        system = f"{self.namespace}-system"
+        self.cluster.apply("default", {"kind": "Namespace", "metadata": {"name": system}})
+        only = ("--show-only", "templates/worker/collect.yaml", "--show-only", "templates/worker/serviceaccount.yaml")
+        rendered = subprocess.run(
+            [
+                "helm",
+                "template",
+                "crabpot",
+                str(CHART),
+                "--namespace",
+                system,
+                "--kube-version",
+                "1.36.0",
+                "--set",
+                "processes.enabled=false",
+                *values,
+                *only,
+            ],
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout
+        self.cluster.kubectl("apply", "--filename", "-", stdin=rendered)
+        return self.cluster.kubeconfig_of(system, "crabpot-worker", folder / f"{how}.kubeconfig")
+
+
+@contextmanager
+def deployed_registry(cluster: Cluster, folder: Path) -> Iterator[DeployedRegistry]:
+    load_image(cluster, folder)
+    namespace = f"e2e-collect-{secrets.token_hex(3)}"
+    data = folder / "data"
+    data.mkdir()
+    os.chown(data, 65532, 65532)
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.getuid() and parent != Path("/") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    volume = {
+        "kind": "PersistentVolume",
+        "metadata": {"name": namespace},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "hostPath": {"path": str(data)},
+        },
+    }
+    secret = {
+        "kind": "Secret",
+        "metadata": {"name": "registry"},
+        "stringData": {"htpasswd": HTPASSWD, "http-secret": secrets.token_hex(16)},
+    }
+    (folder / "overlay").mkdir()
+    (folder / "config.json").write_text("{}")
+    with cluster.namespaces(namespace, f"{namespace}-system"):
+        cluster.kubectl("create", "namespace", namespace)
+        cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        cluster.apply(namespace, volume, secret)
+        cluster.kubectl("apply", "--filename", "-", stdin=render(folder / "overlay", namespace, namespace))
+        try:
+            service = cluster.get(namespace, "service", "registry")
+            assert service
+            node = cluster.registry.rpartition(":")[0]
+            host = f"{node}:{service['spec']['ports'][0]['nodePort']}"
+            found = DeployedRegistry(cluster, namespace, RegistryServer(host, None, (USER, PASSWORD)), data, folder / "config.json")  # type: ignore[arg-type]
+            login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+            found.docker_config.write_text(json.dumps({"auths": {host: {"auth": login}}}))
+            until(found.serves, lambda: f"the registry serves: {cluster.kubectl('--namespace', namespace, 'get', 'events')}", 60)
+            yield found
+        finally:
+            cluster.kubectl("delete", "persistentvolume", namespace, "--ignore-not-found", "--wait=false")

@@ -1,0 +1,273 @@
+"""Plans applied, undone and purged on real registries: what both plans let go goes, and nothing else ever does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import pytest
+
+from ledger.chores import ChoreState
+from ledger.errors import Conflict
+from ledger.plans import PlanState
+from tests.integration.registry_kinds import KINDS, Kind
+from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of
+from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    kind: Kind = KINDS[request.param]
+    with kind.run(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+async def site(settings, registry: RegistryServer, redis_server) -> AsyncIterator[RetentionSite]:
+    async with retention_site(settings, registry, f"apply{next(_numbers)}/app") as site:
+        await site.settle()
+        yield site
+
+
+def push(site: RetentionSite, tag: str | None, content: str, created: str = OLD) -> bytes:
+    return site.registry.push_image(site.repository, tag, layers=(content.encode(), b"base"), created=created, labels={"c": content})
+
+
+def retag(site: RetentionSite, tag: str, raw: bytes, media_type: str = OCI_MANIFEST) -> None:
+    with site.registry.http() as http:
+        http.put(f"{site.repository}/manifests/{tag}", content=raw, headers={"Content-Type": media_type}).raise_for_status()
+
+
+async def test_what_is_condemned_goes_into_the_bin_comes_back_and_goes_for_good(site: RetentionSite) -> None:
+    new, old = push(site, "new", "new", RECENT), push(site, "old", "old")
+    retag(site, "also-old", old)
+    sha = await site.plan()
+    assert (await site.ledger.plans.read(sha)).totals["delete"] == 2
+    before = site.tags()
+    assert "2 untagged, 1 binned, 0 skipped" in await site.apply(sha)
+    assert site.people_see() == {"new": digest_of(new)}
+    assert site.has(digest_of(old)) == digest_of(old)
+    assert len(site.tags()) == 2
+    assert {event["data"]["image"] for event in await site.events("untagged")} == {f"{site.name}:old", f"{site.name}:also-old"}
+    assert len(await site.events("registry.applied")) == 1
+    assert "wait for the end" in await site.purge()
+    assert "3 returned" in await site.undo(sha)
+    assert site.tags() == before
+    assert (await site.ledger.plans.read(sha)).state is PlanState.UNDONE
+    again = await site.plan()  # what was put back is as young as that
+    assert (await site.ledger.plans.read(again)).totals["delete"] == 0 or "new" not in site.people_see()
+    await site.ledger.connection.command("DEL", site.ledger.connection.keys.pushes(site.name), site.ledger.connection.keys.seen(site.name))
+    third = await site.plan()
+    await site.apply(third)
+    await site.window_ends()
+    assert await site.purge() == "the bin is empty"
+    assert site.tags() == {"new": digest_of(new)}
+    assert site.has(digest_of(old)) is None
+    assert [event["data"]["customData"]["plan"] for event in await site.events("artifact.deleted")] == [third]
+    assert await site.undo(third) == "0 returned, 0 left, 0 lost"
+
+
+async def test_a_tag_that_moved_meanwhile_stays_and_so_does_its_old_digests_new_tag(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    old, other = push(site, "old", "old"), push(site, "other", "other")
+    sha = await site.plan()
+    moved = push(site, "old", "moved")
+    retag(site, "fresh", other)
+    await site.apply(sha)
+    assert site.has("old") == digest_of(moved)
+    assert site.has("fresh") == digest_of(other)
+    assert site.has("other") == digest_of(other)
+    report = await site.ledger.plans.report(sha)
+    assert "by now" in report[f"{site.name}:old"]
+    assert report[f"{site.name}:other"].startswith("skipped")
+    assert digest_of(old) not in site.people_see().values()
+    assert not [entry for entry in await site.ledger.bin.entries(site.name) if entry.digest == digest_of(other)]
+
+
+async def test_a_condemned_tag_of_a_digest_that_stays_goes_alone(site: RetentionSite) -> None:
+    await site.settle({"keep": [{"matching": ["stable"]}, {"last": 1}]})
+    push(site, "new", "new", RECENT)
+    shared = push(site, "stable", "shared")
+    retag(site, "v1", shared)
+    sha = await site.plan()
+    assert "1 untagged, 0 binned" in await site.apply(sha)
+    assert site.people_see().keys() == {"new", "stable"}
+    assert site.has("stable") == digest_of(shared)
+    await site.undo(sha)
+    assert site.has("v1") == digest_of(shared)
+    await site.window_ends()
+    await site.purge()
+    assert site.has("stable") == digest_of(shared)
+
+
+async def test_an_index_goes_with_its_parts_and_comes_back_with_them(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    amd, arm = push(site, None, "amd"), push(site, None, "arm")
+    index = site.registry.push_index(site.repository, "old", {"linux/amd64": amd, "linux/arm64": arm})
+    sha = await site.plan()
+    await site.apply(sha)
+    await site.undo(sha)
+    assert site.has("old") == digest_of(index)
+    await site.ledger.connection.command("DEL", site.ledger.connection.keys.pushes(site.name), site.ledger.connection.keys.seen(site.name))
+    sha = await site.plan()
+    await site.apply(sha)
+    await site.window_ends()
+    assert await site.purge() == "the bin is empty"
+    assert [site.has(digest_of(raw)) for raw in (index, amd, arm)] == [None, None, None]
+    assert site.people_see().keys() == {"new"}
+
+
+async def test_what_is_held_again_when_its_window_ends_is_rescued(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    tagged, part = push(site, "a", "tagged"), push(site, "b", "part")
+    pinned = push(site, "c", "pinned")
+    sha = await site.plan()
+    await site.apply(sha)
+    retag(site, "again", tagged)
+    site.registry.push_index(site.repository, "index", {"linux/amd64": part})
+    await site.ledger.shelf.pin(digest_of(pinned), "ada needs it")
+    await site.window_ends()
+    await site.purge()
+    for raw in (tagged, part, pinned):
+        assert site.has(digest_of(raw)) == digest_of(raw)
+    report = await site.ledger.plans.report(sha)
+    assert report[f"{site.name}@{digest_of(tagged)}"].startswith("rescued")
+    assert report[f"{site.name}@{digest_of(part)}"].startswith("rescued")
+    assert "ada needs it" in report[f"{site.name}@{digest_of(pinned)}"]
+    assert [entry.digest for entry in await site.ledger.bin.entries(site.name)] == [digest_of(pinned)]
+
+
+async def test_pins_and_builds_under_way_that_came_after_the_plan_keep_their_images(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    by_digest, by_tag = push(site, "a", "digest"), push(site, "b", "tag")
+    sha = await site.plan()
+    await site.ledger.shelf.pin(digest_of(by_digest), "ada")
+    await site.ledger.shelf.pin(f"{site.name}:b", "ada")
+    assert "0 untagged, 0 binned, 2 skipped" in await site.apply(sha)
+    assert {site.has("a"), site.has("b")} == {digest_of(by_digest), digest_of(by_tag)}
+
+
+async def test_a_silent_cluster_keeps_everything_unless_somebody_says_despite(site: RetentionSite) -> None:
+    await site.settle(clusters={"prod": {"token": {"env": "T"}}})
+    push(site, "new", "new", RECENT)
+    old = push(site, "old", "old")
+    sha = await site.plan()
+    assert "0 binned, 1 skipped" in await site.apply(sha)
+    assert "prod did not say" in (await site.ledger.plans.report(sha))[f"{site.name}:old"]
+    sha = await site.plan()
+    assert "1 binned" in await site.apply(sha, "prod")
+    await site.window_ends()
+    await site.ledger.usage.store("prod", {digest_of(old): "pod a/b"}, await site.ledger.now())
+    await site.purge()
+    assert site.has(digest_of(old)) == digest_of(old)
+
+
+async def test_automatic_policies_apply_by_themselves_where_all_clusters_answer(site: RetentionSite) -> None:
+    await site.settle({"apply": "automatic"}, clusters={"prod": {"token": {"env": "T"}}})
+    push(site, "new", "new", RECENT)
+    push(site, "old", "old")
+    running = push(site, "running", "running")
+    sha = await site.plan()
+    assert (await site.ledger.plans.read(sha)).state is PlanState.PROPOSED
+    await site.ledger.usage.store("prod", {digest_of(running): "pod a/b"}, await site.ledger.now())
+    sha = await site.plan()
+    assert (await site.ledger.plans.read(sha)).approved_by == "automatic"
+    assert "1 untagged, 1 binned" in await site.run(f"apply:{sha}")
+    assert site.people_see().keys() == {"new", "running"}
+
+
+async def test_only_an_approved_plan_that_is_not_old_is_applied(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    push(site, "old", "old")
+    sha = await site.plan()
+    await site.ledger.chores.start(f"apply:{sha}", site.registry.host)
+    assert "proposed" in await site.run(f"apply:{sha}")
+    assert (await site.ledger.chores.read(f"apply:{sha}")).state is ChoreState.STOPPED
+    await site.approve(sha)
+    await site.age(sha, timedelta(days=8))
+    assert "older than 7 days" in await site.run(f"apply:{sha}")
+    with pytest.raises(Conflict, match="make a new one"):
+        await site.approve(sha)
+    assert site.people_see().keys() == {"new", "old"}
+
+
+async def test_a_plan_that_somebody_changed_is_not_applied(site: RetentionSite) -> None:
+    import zlib
+
+    push(site, "new", "new", RECENT)
+    push(site, "old", "old")
+    sha = await site.plan()
+    text = (await site.ledger.plans.text(sha)).replace('"keep"', '"delete"')
+    await site.ledger.connection.command("HSET", site.ledger.connection.keys.plan(sha), "text", zlib.compress(text.encode()))
+    assert "not the one of the hash" in await site.apply(sha)
+    assert site.people_see().keys() == {"new", "old"}
+
+
+async def test_a_wanted_tag_is_retired_with_it_and_one_that_is_wanted_otherwise_stays(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    first, second = push(site, "a", "first"), push(site, "b", "second")
+    sha = await site.plan()
+    key = site.ledger.connection.keys.tags(site.name)
+    await site.ledger.connection.command("HSET", key, "a", f"5 {digest_of(first)} build", "b", f"6 sha256:{'0' * 64} build")
+    await site.apply(sha)
+    assert await site.ledger.tags.wanted(site.name, "a") is None
+    assert site.people_see() == {"new": site.has("new"), "b": digest_of(second)}
+
+
+async def test_without_an_undo_window_it_goes_at_once(site: RetentionSite) -> None:
+    await site.settle({"undo": "0s"})
+    push(site, "new", "new", RECENT)
+    old = push(site, "old", "old")
+    await site.apply(await site.plan())
+    assert f"purge:{site.registry.host}" in [chore.name for chore in await site.ledger.chores.all()]
+    assert await site.purge() == "the bin is empty"
+    assert site.has(digest_of(old)) is None
+
+
+async def test_the_breaker_stops_after_three_failures_and_an_approval_goes_on(site: RetentionSite, monkeypatch) -> None:
+    from ledger.errors import RegistryUnavailable
+    from worker.registry.client import RegistryClient
+
+    push(site, "new", "new", RECENT)
+    push(site, "old", "old")
+    sha = await site.plan()
+
+    async def broken(*_):
+        raise RegistryUnavailable("503")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RegistryClient, "put_manifest", broken)
+        assert "stopped after 3 failures" in await site.apply(sha)
+    assert site.people_see().keys() == {"new", "old"}
+    await site.approve(sha)
+    assert "1 binned" in await site.run(f"apply:{sha}")
+
+
+async def test_an_index_that_came_while_its_part_was_deleted_gets_it_back(site: RetentionSite, monkeypatch) -> None:
+    """There is no conditional DELETE: whoever pushes in that very moment loses nothing all the same."""
+    from worker.registry.client import RegistryClient
+
+    push(site, "new", "new", RECENT)
+    part = push(site, "old", "part")
+    await site.apply(await site.plan())
+    await site.window_ends()
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [{"mediaType": OCI_MANIFEST, "digest": digest_of(part), "size": len(part)}],
+    }
+    delete = RegistryClient.delete
+
+    async def late(self, image):
+        if image.digest == digest_of(part):
+            retag(site, "index", json.dumps(body).encode(), OCI_INDEX)
+        return await delete(self, image)
+
+    monkeypatch.setattr(RegistryClient, "delete", late)
+    await site.purge()
+    assert site.has(digest_of(part)) == digest_of(part)
+    assert site.has("index") is not None

@@ -1,0 +1,118 @@
+"""`crabpot gc`: plan, run and look at collections of garbage. It writes into the ledger; workers do the work."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import click
+
+from ledger.chores import Chore, ChoreState
+from ledger.collected import CHORES
+from ledger.console import say_json, say_table
+from ledger.settings import Settings
+from ledger.store import Ledger
+
+_LOOK = 1.0
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_WAIT = click.option("--wait/--no-wait", default=True, help="Wait for the end (the default).")
+
+
+@click.group("gc")
+def command() -> None:
+    """Collect registries' garbage: the space of what was deleted. Which registries is said under `collect` in the projects file."""
+
+
+@command.command()
+@click.argument("registry")
+@_WAIT
+@_JSON
+def plan(registry: str, wait: bool, as_json: bool) -> None:
+    """Say what a collection would free. Nothing is changed, and nobody waits."""
+    asyncio.run(_start(CHORES["plan"], registry, wait, as_json))
+
+
+@command.command()
+@click.argument("registry")
+@_WAIT
+@_JSON
+def run(registry: str, wait: bool, as_json: bool) -> None:
+    """Collect now: builds that push there wait, the registry is read-only meanwhile, and all is read back afterwards."""
+    asyncio.run(_start(CHORES["run"], registry, wait, as_json))
+
+
+@command.command()
+@_JSON
+def status(as_json: bool) -> None:
+    """List collections, those under way first."""
+    asyncio.run(_status(as_json))
+
+
+async def _start(kind: str, registry: str, wait: bool, as_json: bool) -> None:
+    async with _ledger() as ledger:
+        named = (await ledger.site()).collected(registry).registry
+        name = f"{kind}:{named}"
+        if not await ledger.chores.start(name, named):
+            click.echo(f"crabpot: it is under way already ({name})", err=True)
+        chore = await ledger.chores.read(name)
+        shown = ""
+        while wait and chore.state is ChoreState.WAITING:
+            if chore.said and chore.said != shown and not as_json:
+                shown = chore.said
+                click.echo(shown, err=True)
+            await asyncio.sleep(_LOOK)
+            chore = await ledger.chores.read(name)
+    if as_json:
+        say_json(_told(chore))
+    elif wait:
+        click.echo(chore.said or "")
+    else:
+        click.echo(f"{name} is on its way; crabpot gc status shows it")
+    if wait and (_failed(chore) or chore.state is ChoreState.STOPPED):
+        sys.exit(1)
+
+
+async def _status(as_json: bool) -> None:
+    async with _ledger() as ledger:
+        chores = await ledger.chores.all(*CHORES.values())
+    if as_json:
+        say_json({"collections": [_told(chore) for chore in chores]})
+        return
+    rows = [(chore.name, chore.state.value, _step(chore), _time(chore.updated), chore.said or "") for chore in chores]
+    say_table(("COLLECTION", "STATE", "STEP", "UPDATED", "WHAT"), rows, {})
+
+
+@asynccontextmanager
+async def _ledger() -> AsyncIterator[Ledger]:
+    ledger = Ledger.open(Settings.load())
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+def _told(chore: Chore) -> dict[str, Any]:
+    return {
+        "name": chore.name,
+        "registry": chore.registry,
+        "state": chore.state.value,
+        "said": chore.said,
+        "updated": chore.updated.isoformat(),
+        "run": chore.progress.get("state"),
+    }
+
+
+def _failed(chore: Chore) -> bool:
+    return bool((chore.progress.get("state") or {}).get("trouble"))
+
+
+def _step(chore: Chore) -> str:
+    return str((chore.progress.get("state") or {}).get("step", ""))
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,253 @@
+"""A registry in Kubernetes, for its collection: a Deployment or StatefulSet with a claim, swept by a Job on that claim or by exec.
+
+The account needs what `rights_of` says, in the registry's namespace alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ledger.collected import CollectedInKubernetes
+from ledger.errors import ClusterDenied, ClusterError, NotFound
+from worker.cluster.answers import Answer, failure_of
+from worker.cluster.connection import PATCH, Api
+from worker.collect.site import Door, Standing, Swept
+from worker.collect.steps import Finding, Lost, No, Wait, Well
+from worker.collect.workload import CLOSED, SWEEPS, Json, Workload, has_ended, is_ready, mounts
+
+_COMMON = (
+    ("get", "persistentvolumeclaims", ""), ("list", "pods", ""),
+    ("get", "jobs", ""), ("list", "jobs", ""), ("delete", "jobs", ""),
+)  # fmt: skip
+_BY = {
+    "job": (("create", "jobs", ""), ("get", "pods", "log")),
+    "exec": (("get", "pods", "exec"), ("create", "pods", "exec")),
+}
+
+
+def rights_of(settings: CollectedInKubernetes) -> tuple[tuple[str, str, str], ...]:
+    """(verb, resource, subresource) that the account needs in the registry's namespace. Jobs are looked for and ended in any case: the settings
+    may have been others before.
+    """
+    kind = settings.workload.partition("/")[0] + "s"
+    return (("get", kind, ""), ("patch", kind, ""), *_COMMON, *_BY[settings.how])
+
+
+_PAGE = 250
+_PENDING = timedelta(minutes=10)
+"""How long a sweep's pod may be without a node or an image."""
+_EXECUTED = 240.0
+"""Seconds that a sweep by exec may take: it ends with its step. One that takes longer is a Job's."""
+_LOG = {"limitBytes": 64 * 1024 * 1024}
+
+
+class KubernetesSite:
+    """See `worker.collect.site.Site`."""
+
+    def __init__(self, settings: CollectedInKubernetes, api: Api) -> None:
+        self._settings, self._api = settings, api
+        kind, _, name = settings.workload.partition("/")
+        self._path = f"/apis/apps/v1/namespaces/{settings.namespace}/{kind}s/{name}"
+        self._jobs = f"/apis/batch/v1/namespaces/{settings.namespace}/jobs"
+        self._sweeps = f"{SWEEPS}={settings.workload.replace('/', '.')}"
+
+    async def look(self) -> Finding:
+        try:
+            workload = await self._workload()
+            claim = await self._get(
+                f"/api/v1/namespaces/{self._settings.namespace}/persistentvolumeclaims/{self._settings.claim}", "read the claim"
+            )
+        except (NotFound, ClusterDenied) as error:
+            return No(str(error))
+        found = workload.look(claim)
+        if isinstance(found, Well) and (other := self._stranger(workload, await self._pods())):
+            return No(f"the pod {other} mounts the claim {self._settings.claim} too, and cannot be made read-only; end it first")
+        return found
+
+    async def standing(self) -> Standing:
+        workload, pods = await self._workload(), await self._pods()
+        ours = [pod for pod in pods if self._is_ours(workload, pod) and not has_ended(pod)]
+        return Standing(
+            tuple(Door(pod["metadata"]["uid"], self._address(pod)) for pod in ours),
+            workload.unsettled or self._unsettled(workload, ours) or self._beside(workload, pods),
+            workload.mark,
+            workload.closed,
+        )
+
+    def _unsettled(self, workload: Workload, pods: Sequence[Json]) -> str | None:
+        for pod in pods:
+            name, metadata = pod["metadata"]["name"], pod["metadata"]
+            if metadata.get("deletionTimestamp"):
+                return f"its old pod {name} has not ended yet"
+            if (metadata.get("labels") or {}).get(CLOSED) != workload.closed_by:
+                return f"its pod {name} is not replaced yet"
+            if not is_ready(pod) or not pod["status"].get("podIP"):
+                return f"its pod {name} is not ready"
+        return None
+
+    def _beside(self, workload: Workload, pods: Sequence[Json]) -> str | None:
+        other = self._stranger(workload, pods)
+        return f"the pod {other} mounts its claim too" if other else None
+
+    async def close(self, run: str) -> None:
+        await self._patch((await self._workload()).closing(run))
+
+    async def dry_run(self, run: str) -> Swept | Finding:
+        if self._settings.how == "job":
+            return await self._by_job(f"crabpot-dry-{run}", run, beside=True, resumed=False)
+        done = await self._by_exec("--dry-run")
+        return Wait(done.why) if isinstance(done, Lost) else done
+
+    async def sweep(self, run: str, number: int, *, resumed: bool) -> Swept | Finding:
+        if self._settings.how == "job":
+            return await self._by_job(f"crabpot-sweep-{run}-{number}", run, beside=False, resumed=resumed)
+        if resumed:
+            return Lost("the worker that swept was cut off")
+        return await self._by_exec()
+
+    async def restart(self) -> None:
+        await self._patch((await self._workload()).restarting(secrets.token_hex(6)))
+
+    async def settled(self, old: tuple[str, ...]) -> Finding:
+        if alive := await self._end_jobs():
+            return Wait(f"the sweep {alive} has not ended yet")
+        standing = await self.standing()
+        if any(door.process in old for door in standing.doors):
+            return Wait("its old pods have not ended yet")
+        if standing.unsettled or not standing.doors:
+            return Wait(standing.unsettled or "none of its pods runs")
+        return Well()
+
+    async def open(self, run: str) -> None:  # noqa: ARG002 - whoever closed it
+        await self._end_jobs()
+        await self._patch((await self._workload()).opening())
+
+    async def _by_exec(self, *flags: str) -> Swept | Finding:
+        workload = await self._workload()
+        pod = next((pod for pod in await self._pods() if self._is_ours(workload, pod) and is_ready(pod)), None)
+        if pod is None or workload.container is None:
+            return Lost("no pod of the registry is ready")
+        try:
+            async with asyncio.timeout(_EXECUTED):
+                done = await self._api.execute(
+                    self._settings.namespace, pod["metadata"]["name"], workload.container["name"], self._command(*flags)
+                )
+        except TimeoutError:
+            return Lost(f"it took longer than {_EXECUTED:.0f} s, which is too long for `how: exec`")
+        except ClusterDenied as error:
+            return No(str(error))
+        except (ClusterError, NotFound) as error:
+            return Lost(str(error))
+        if done.code:
+            return No(f"{self._settings.program} garbage-collect exited with {done.code}: {(done.errors or done.output).strip()[-300:]}")
+        return Swept(done.output)
+
+    async def _by_job(self, name: str, run: str, *, beside: bool, resumed: bool) -> Swept | Finding:
+        answer = await self._api.call("GET", f"{self._jobs}/{name}")
+        if answer.definite and answer.status == 404:
+            if resumed:
+                return Lost(f"somebody has deleted the Job {name}")
+            flags = ("--dry-run",) if beside else ()
+            body = (await self._workload()).job(name, run, self._command(*flags), beside=beside)
+            answer = await self._api.call("POST", self._jobs, body=body)
+            if answer.definite and answer.status in (403, 422):
+                return No(f"the Job {name} was refused: {answer.message}")
+            if not answer.ok and answer.reason != "AlreadyExists":
+                raise failure_of(answer, f"create the Job {name}")
+            return Wait(f"the Job {name} starts")
+        job = _body(answer, f"read the Job {name}")
+        pods = await self._pods(f"batch.kubernetes.io/job-name={name}")
+        ended = {condition["type"] for condition in (job.get("status") or {}).get("conditions") or () if condition["status"] == "True"}
+        if "Complete" in ended:
+            return Swept(await self._log(pods))
+        if "Failed" in ended:
+            return No(f"the Job {name} failed: {(await self._log(pods)).strip()[-300:] or 'it has no log'}")
+        waits = next((why for pod in pods if (why := _not_started(pod))), None)
+        late = datetime.now(UTC) - datetime.fromisoformat(job["metadata"]["creationTimestamp"]) > _PENDING
+        if waits and late:
+            return No(f"the pod of the Job {name} does not start: {waits}")
+        return Wait(f"the Job {name} {'does not run yet: ' + waits if waits else 'runs'}")
+
+    async def _log(self, pods: Sequence[Json]) -> str:
+        for pod in pods:
+            path = f"/api/v1/namespaces/{self._settings.namespace}/pods/{pod['metadata']['name']}/log"
+            try:
+                async with self._api.stream(path, _LOG, silence=60.0, doing="read a sweep's log", pool="logs") as answer:
+                    return (await answer.read()).decode(errors="replace")
+            except NotFound:
+                continue
+        return ""
+
+    async def _end_jobs(self) -> str | None:
+        """End every sweep of this registry, whoever began it; one that has not ended yet."""
+        listed = await self._get(self._jobs, "list sweeps", {"labelSelector": self._sweeps})
+        for job in listed["items"]:
+            answer = await self._api.call("DELETE", f"{self._jobs}/{job['metadata']['name']}", body={"propagationPolicy": "Foreground"})
+            if not answer.ok and not (answer.definite and answer.status == 404):
+                raise failure_of(answer, "end a sweep")
+        alive = [pod["metadata"]["name"] for pod in await self._pods(self._sweeps) if not has_ended(pod)]
+        return next(iter(alive), None) or next((job["metadata"]["name"] for job in listed["items"]), None)
+
+    async def _workload(self) -> Workload:
+        return Workload(self._settings, await self._get(self._path, f"read {self._settings.workload}"))
+
+    async def _pods(self, selector: str = "") -> list[Json]:
+        found: list[Json] = []
+        query: dict[str, Any] = {"limit": _PAGE, **({"labelSelector": selector} if selector else {})}
+        while True:
+            listed = await self._get(f"/api/v1/namespaces/{self._settings.namespace}/pods", "list the registry's pods", query)
+            found += listed["items"]
+            if not (following := listed["metadata"].get("continue")):
+                return found
+            query["continue"] = following
+
+    async def _get(self, path: str, doing: str, query: Json | None = None) -> Json:
+        return _body(await self._api.call("GET", path, query=query), f"{doing} in {self._settings.namespace}")
+
+    async def _patch(self, body: Json) -> None:
+        _body(await self._api.call("PATCH", self._path, body=body, kind=PATCH), f"change {self._settings.workload}")
+
+    def _is_ours(self, workload: Workload, pod: Json) -> bool:
+        labels = pod["metadata"].get("labels") or {}
+        return all(labels.get(key) == value for key, value in workload.body["spec"]["selector"]["matchLabels"].items())
+
+    def _stranger(self, workload: Workload, pods: Sequence[Json]) -> str | None:
+        """A pod that mounts the claim and is neither the registry's nor a sweep."""
+        for pod in pods:
+            swept = SWEEPS in (pod["metadata"].get("labels") or {})
+            if mounts(pod, self._settings.claim) and not has_ended(pod) and not swept and not self._is_ours(workload, pod):
+                return str(pod["metadata"]["name"])
+        return None
+
+    def _address(self, pod: Json) -> str:
+        address = (pod.get("status") or {}).get("podIP") or ""
+        return f"[{address}]:{self._settings.port}" if ":" in address else f"{address}:{self._settings.port}"
+
+    def _command(self, *flags: str) -> tuple[str, ...]:
+        return (self._settings.program, "garbage-collect", *flags, self._settings.config)
+
+
+def _body(answer: Answer, doing: str) -> Json:
+    if answer.definite and answer.status == 404:
+        raise NotFound(f"could not {doing}: {answer.message}")
+    if not answer.ok or answer.body is None:
+        raise failure_of(answer, doing)
+    return answer.body
+
+
+def _not_started(pod: Json) -> str | None:
+    """Why a pod does not run yet."""
+    status = pod.get("status") or {}
+    if status.get("phase") != "Pending":
+        return None
+    for container in status.get("containerStatuses") or ():
+        waiting = container["state"].get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}"[:300]
+    return (
+        next((str(one.get("message") or "") for one in status.get("conditions") or () if one["status"] == "False"), "") or "it is pending"
+    )

@@ -1,0 +1,301 @@
+"""The effects of a collection's steps: each does its bit of work, which may be done again, and says what it found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+
+import structlog
+
+from ledger.collected import CollectedHere
+from ledger.errors import (
+    ChoreLost,
+    ClusterDenied,
+    ClusterError,
+    CrabpotError,
+    FenceLost,
+    ManifestUnknown,
+    NotFound,
+    RegistryDenied,
+    RegistryError,
+    RegistryHeld,
+)
+from ledger.evidence import Evidence
+from ledger.holds import Holds
+from worker.collect.doors import Doors
+from worker.collect.judging import Eligible, Needed, judge, merged, read_dry_run
+from worker.collect.site import Door, Site, Swept
+from worker.collect.steps import HELD, Collection, DryRun, Finding, More, No, Purpose, Step, Verified, Wait, Well, after, before
+from worker.collect.verifying import absent_of, needs_of, read_back, sizes_of, without, written
+from worker.registry.reader import RegistryReader
+
+log = structlog.get_logger()
+HOLD = timedelta(hours=2)
+"""How long a hold outlives the last step that prolonged it."""
+_BIT = 45.0
+"""Seconds after which a survey or a verification writes down how far it has come."""
+_TOGETHER = 4
+"""Repositories between two looks at the time."""
+_WATCH = 3.0
+"""Seconds between two looks at whether the registry still refuses uploads, while it is swept."""
+_QUESTIONS = 5000
+"""Questions after the sizes of blobs that go: the registry is read-only meanwhile."""
+_NOWHERE = "crabpot/probe"
+"""Where a registry without any repository is asked whether it takes uploads."""
+
+
+async def advance(work: Work, state: Collection, now: datetime, save: Callable[[Collection], Awaitable[None]]) -> Collection:
+    """Do the step that a run stands at, once, and say where it stands then. `save` writes down what must be known before the step begins."""
+    entered = before(state)
+    if entered != state:
+        await save(entered)
+    try:
+        finding = await work.do(entered, now, resumed=entered.sweeping and entered == state)
+    except (FenceLost, ChoreLost):
+        raise
+    except (ClusterDenied, RegistryDenied, ManifestUnknown, NotFound) as error:
+        finding = No(str(error))
+    except CrabpotError as error:
+        finding = Wait(str(error))
+    except Exception as error:  # a fault of ours must not leave a registry read-only: it is tried again, and given up as any other trouble
+        log.error("collection_step_broken", registry=state.registry, step=state.step.value, exc_info=error)
+        finding = Wait(f"crabpot has a fault here: {type(error).__name__}: {error}")
+    return after(entered, finding, now, work.collected.drain_time)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the steps work with."""
+
+    collected: CollectedHere
+    site: Site
+    doors: Doors
+    reader: RegistryReader
+    holds: Holds
+    evidence: Evidence
+    ours: Callable[[], Awaitable[None]]
+    """Asked before anything is changed outside: raises where another has taken the run on."""
+
+    @property
+    def registry(self) -> str:
+        return self.collected.registry
+
+    async def do(self, state: Collection, now: datetime, *, resumed: bool) -> Finding:
+        """The effect of the step that the run stands at. `resumed`: a sweep was begun before this call."""
+        if state.step in HELD and state.step is not Step.HOLD and not self._plans(state):
+            # Builds are held for as long as the registry is not proved read-write, unless somebody else holds it by now.
+            try:
+                await self.holds.take(self.collected.names, _holder(state), HOLD)
+            except RegistryHeld as error:
+                if state.step in (Step.DRAIN, Step.CLOSE, Step.PROVE, Step.SURVEY, Step.JUDGE, Step.SWEEP):
+                    return No(str(error))
+        if state.step is Step.SWEEP:
+            return await self._sweep(state, resumed=resumed)
+        effect: Callable[[Collection, datetime], Awaitable[Finding]] = getattr(self, f"_{state.step.value}")
+        return await effect(state, now)
+
+    def _plans(self, state: Collection) -> bool:
+        return state.purpose is Purpose.PLAN
+
+    async def _look(self, state: Collection, _: datetime) -> Finding:
+        standing = await self.site.standing()
+        if standing.mark not in (None, state.run):
+            return Wait("a plan can be made once the registry is read-write again") if self._plans(state) else Well(left_over=True)
+        if state.purpose is Purpose.MEND:
+            return Well()
+        if await self.reader.is_harbor(self.registry):
+            return No("it is Harbor, which collects its own garbage (Administration, Clean Up); say `kind: own`")
+        found = await self.site.look()
+        if not isinstance(found, Well):
+            return found
+        try:
+            await self._repositories()
+        except ManifestUnknown:
+            return No("it does not list its repositories, so nobody knows what its tags need")
+        if self._plans(state):
+            return Well()
+        if standing.closed:
+            return No("it is read-only already, and not by crabpot")
+        return await self._each_door(standing.doors, standing.unsettled, refusing=False)
+
+    async def _hold(self, state: Collection, _: datetime) -> Finding:
+        try:
+            await self.holds.take(self.collected.names, _holder(state), HOLD)
+        except RegistryHeld as error:
+            return Wait(str(error))
+        return Well()
+
+    async def _drain(self, _: Collection, __: datetime) -> Finding:
+        builds = await self.holds.writers(self.collected.names)
+        return Wait(f"{len(builds)} builds that write to it still run, as {builds[0]}") if builds else Well()
+
+    async def _close(self, state: Collection, _: datetime) -> Finding:
+        await self.ours()
+        await self.site.close(state.run)
+        return Well()
+
+    async def _prove(self, state: Collection, _: datetime) -> Finding:
+        return await self._closed(state, None)
+
+    async def _survey(self, state: Collection, now: datetime) -> Finding:
+        await self.evidence.begin(self.registry, state.run)
+        there = set(await self.evidence.names(self.registry, state.run)) if state.sweeps else set()
+        ahead = [name for name in await self._repositories() if name not in there and name > (state.cursor or "")]
+        end, read = (
+            monotonic() + _BIT,
+            state.verified if state.cursor and state.verified else Verified(repositories=0, manifests=0, blobs=0),
+        )
+        for start in range(0, len(ahead), _TOGETHER):
+            some = ahead[start : start + _TOGETHER]
+            found: dict[str, Needed] = {}
+            for name in some:
+                needed = await needs_of(self.reader, self.registry, name, now)
+                if isinstance(needed, str):
+                    return Wait(needed)
+                # What cannot be read now is not what the sweep has cost.
+                found[name] = without(needed, await absent_of(self.reader, self.registry, name, needed, read=needed))
+                read = _counted(read, found[name])
+            await self.evidence.keep(self.registry, {name: written(needed) for name, needed in found.items()})
+            if monotonic() > end and start + _TOGETHER < len(ahead):
+                return More(some[-1], read)
+        return Well()
+
+    async def _judge(self, state: Collection, _: datetime) -> Finding:
+        done = await self.site.dry_run(f"{state.run}-{state.sweeps}")
+        if not isinstance(done, Swept):
+            return done
+        eligible = read_dry_run(done.output)
+        if isinstance(eligible, str):
+            return No(eligible)
+        needed = await self._needed(state)
+        if why := judge(eligible, needed):
+            return No(why)
+        dry = await self._weighed(eligible, sorted(needed))
+        if self._plans(state):
+            await self.evidence.forget(self.registry, state.run)
+        return Well(dry=dry)
+
+    async def _sweep(self, state: Collection, *, resumed: bool) -> Finding:
+        proof = await self._closed(state, state.witness)
+        if not isinstance(proof, Well):
+            # A process that is being replaced is not the one that was proved, and waiting makes it no better.
+            return No(proof.why) if isinstance(proof, Wait | No) else proof
+        if builds := await self.holds.writers(self.collected.names):
+            return No(f"builds that write to it run, as {builds[0]}")
+        await self.ours()
+        sweeping = asyncio.ensure_future(self.site.sweep(state.run, state.sweeps, resumed=resumed))
+        try:
+            while not (await asyncio.wait({sweeping}, timeout=_WATCH))[0]:
+                # Whoever makes it read-write again in the middle of a sweep stops the sweep.
+                with suppress(RegistryError, ClusterError):
+                    if isinstance(proof := await self._closed(state, state.witness), No):
+                        return proof
+            done = sweeping.result()
+        finally:
+            sweeping.cancel()
+            await asyncio.wait({sweeping})
+        return Well() if isinstance(done, Swept) else done
+
+    async def _prove_again(self, state: Collection, _: datetime) -> Finding:
+        proof = await self._closed(state, state.witness)
+        return Well() if isinstance(proof, Well) else proof
+
+    async def _restart(self, _: Collection, __: datetime) -> Finding:
+        old = await self.site.standing()
+        await self.ours()
+        await self.site.restart()
+        return Well(witness=tuple(sorted(door.process for door in old.doors)))
+
+    async def _settle(self, state: Collection, _: datetime) -> Finding:
+        return await self.site.settled(state.witness)
+
+    async def _verify(self, state: Collection, now: datetime) -> Finding:
+        kept = await self.evidence.names(self.registry, state.run)
+        ahead = [name for name in sorted({*kept, *await self._repositories()}) if name > (state.cursor or "")]
+        end, read = (
+            monotonic() + _BIT,
+            state.verified if state.cursor and state.verified else Verified(repositories=0, manifests=0, blobs=0),
+        )
+        for at, name in enumerate(ahead):
+            fresh = await needs_of(self.reader, self.registry, name, now)
+            if isinstance(fresh, str):
+                return Wait(fresh)
+            before = (
+                {key: read_back(one) for key, one in (await self.evidence.read(self.registry, state.run, name)).items()}
+                if name in kept
+                else {}
+            )
+            needed = merged(before, {name: fresh})[name]
+            absent = await absent_of(self.reader, self.registry, name, needed, read=fresh)
+            if absent.manifests or absent.blobs:
+                return No(absent.say(f"{self.registry}/{name}"))
+            read = _counted(read, needed)
+            if monotonic() > end and at + 1 < len(ahead):
+                return More(name, read)
+        return Well(verified=read)
+
+    async def _open(self, state: Collection, _: datetime) -> Finding:
+        await self.ours()
+        await self.site.open(state.run)
+        return Well()
+
+    async def _prove_open(self, state: Collection, _: datetime) -> Finding:
+        standing = await self.site.standing()
+        if standing.mark is not None or standing.closed:
+            await self.ours()
+            await self.site.open(state.run)
+            return Wait("it is told once more to be read-write")
+        return await self._each_door(standing.doors, standing.unsettled, refusing=False)
+
+    async def _release(self, state: Collection, _: datetime) -> Finding:
+        await self.holds.release(self.collected.names, _holder(state))
+        await self.evidence.forget(self.registry, state.run)
+        return Well()
+
+    async def _closed(self, state: Collection, witness: Sequence[str] | None) -> Finding:
+        """Whether each process refuses uploads, and, with a witness, whether they are exactly those."""
+        standing = await self.site.standing()
+        if standing.mark != state.run or not standing.closed:
+            return No(
+                "somebody else has made it read-write again (a GitOps controller?); let that leave the registry alone while it is collected"
+            )
+        if witness is not None and sorted(door.process for door in standing.doors) != sorted(witness):
+            return No("its processes are others than those that were proved read-only")
+        return await self._each_door(standing.doors, standing.unsettled, refusing=True)
+
+    async def _each_door(self, doors: Sequence[Door], unsettled: str | None, *, refusing: bool) -> Finding:
+        if unsettled is not None:
+            return Wait(unsettled)
+        if not doors:
+            return Wait("none of its processes runs")
+        repository = next(iter(await self._repositories()), _NOWHERE)
+        answers = await self.doors.refusing(doors, repository)
+        wrong = [door for door, answer in zip(doors, answers, strict=True) if answer is not refusing]
+        if wrong:
+            return Wait(f"its process {wrong[0].process} {'takes' if refusing else 'refuses'} uploads")
+        return Well(witness=tuple(sorted(door.process for door in doors)))
+
+    async def _repositories(self) -> list[str]:
+        return sorted([name async for name in self.reader.catalog(self.registry)])
+
+    async def _needed(self, state: Collection) -> dict[str, Needed]:
+        kept = await self.evidence.read(self.registry, state.run)
+        return {name: read_back(one) for name, one in kept.items()}
+
+    async def _weighed(self, eligible: Eligible, repositories: list[str]) -> DryRun:
+        total, unknown = await sizes_of(self.reader, self.registry, repositories, eligible.blobs, _QUESTIONS)
+        return DryRun(marked=eligible.marked, eligible=len(eligible.blobs), bytes=total, unsized=unknown)
+
+
+def _holder(state: Collection) -> str:
+    return f"its garbage collection {state.run}"
+
+
+def _counted(read: Verified, needed: Needed) -> Verified:
+    return Verified(
+        repositories=read.repositories + 1, manifests=read.manifests + len(needed.manifests), blobs=read.blobs + len(needed.blobs)
+    )

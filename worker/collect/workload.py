@@ -1,0 +1,214 @@
+"""A registry's Deployment or StatefulSet: what is read of it, and what is asked for to close, restart, open and sweep it. Pure.
+
+What a run changes carries its name, so that whoever finds it knows whose it is: an annotation on the workload, beside the variable that makes
+the registry read-only, and a label on its pods, without which the sweep's pod finds no node. So a sweep that was asked for too late (by a
+worker that slept, after the run had ended) never starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ledger.collected import CollectedInKubernetes
+from worker.collect.steps import Finding, No, Wait, Well
+
+READ_ONLY = "REGISTRY_STORAGE_MAINTENANCE_READONLY"
+"""What makes distribution read-only; its value is the map, since a boolean there is ignored or refused."""
+MARK = "crabpot.dev/collecting"
+CLOSED = "crabpot.dev/closed"
+RESTARTED = "crabpot.dev/restarted"
+SWEEPS = "crabpot.dev/sweeps"
+"""The label of a sweep's Job and pods: its registry's workload."""
+_ONCE = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
+_LONGEST = 12 * 3600
+"""Seconds after which the cluster ends a sweep that nobody looks after."""
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A workload's JSON, with the questions that a collection has."""
+
+    settings: CollectedInKubernetes
+    body: Json
+
+    @property
+    def template(self) -> Json:
+        found: Json = self.body["spec"]["template"]
+        return found
+
+    @property
+    def container(self) -> Json | None:
+        """The registry's: the one named in the settings, else the only one."""
+        containers: Sequence[Json] = self.template["spec"]["containers"]
+        if self.settings.container is not None:
+            return next((one for one in containers if one["name"] == self.settings.container), None)
+        return containers[0] if len(containers) == 1 else None
+
+    @property
+    def selector(self) -> str | None:
+        """As a list of pods takes it; None where it is made of more than labels."""
+        given = self.body["spec"]["selector"]
+        if given.get("matchExpressions") or not given.get("matchLabels"):
+            return None
+        return ",".join(f"{key}={value}" for key, value in sorted(given["matchLabels"].items()))
+
+    @property
+    def mark(self) -> str | None:
+        found: str | None = (self.body["metadata"].get("annotations") or {}).get(MARK)
+        return found
+
+    @property
+    def closed(self) -> bool:
+        container = self.container
+        return container is not None and any(variable["name"] == READ_ONLY for variable in container.get("env") or ())
+
+    @property
+    def closed_by(self) -> str | None:
+        found: str | None = (self.template["metadata"].get("labels") or {}).get(CLOSED)
+        return found
+
+    @property
+    def restarted(self) -> str | None:
+        found: str | None = (self.template["metadata"].get("annotations") or {}).get(RESTARTED)
+        return found
+
+    @property
+    def unsettled(self) -> str | None:
+        """Whether its controller has done what was asked of it."""
+        status, wanted = self.body.get("status") or {}, self.body["spec"].get("replicas", 1)
+        if status.get("observedGeneration", 0) < self.body["metadata"]["generation"]:
+            return "its controller has not seen the change yet"
+        numbers = {name: status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
+        if any(number != wanted for number in numbers.values()):
+            return f"its pods are being replaced ({numbers['updatedReplicas']} of {wanted} are new, {numbers['readyReplicas']} ready)"
+        if status.get("currentRevision") != status.get("updateRevision"):
+            return "its pods are being replaced"
+        return None
+
+    def look(self, claim: Json) -> Finding:
+        """Whether it can be made read-only and swept: where its storage cannot be told, or is not its own, it cannot."""
+        kind, _, name = self.settings.workload.partition("/")
+        spec = self.body["spec"]
+        if self.container is None:
+            return No(f"{self.settings.workload} has several containers; say which is the registry's under `container`")
+        if self.selector is None:
+            return No(f"{self.settings.workload} selects its pods by more than labels, so nobody can be sure to have asked all of them")
+        if not any(self._claims()):
+            return No(f"no pod of {self.settings.workload} mounts the claim {self.settings.claim}; name the one that holds its blobs")
+        if spec.get("replicas", 1) < 1:
+            return No(f"{self.settings.workload} is scaled to 0")
+        modes = frozenset(claim["spec"].get("accessModes") or ())
+        shared = not modes & _ONCE
+        if kind == "deployment" and not shared and spec.get("strategy", {}).get("type") != "Recreate":
+            return No(
+                f"deployment/{name} has a claim that one node can use at a time, and needs `strategy: {{type: Recreate}}` to be restarted"
+            )
+        if kind == "statefulset" and spec.get("updateStrategy", {}).get("type") == "OnDelete":
+            return No(f"statefulset/{name} replaces no pod by itself (updateStrategy OnDelete); use RollingUpdate")
+        if kind == "statefulset" and spec.get("replicas", 1) > 1 and spec.get("volumeClaimTemplates"):
+            return No(f"each pod of statefulset/{name} has a claim of its own, which are several registries by one name")
+        if "ReadWriteOncePod" in modes and self.settings.how == "job":
+            return No(f"the claim {self.settings.claim} is for one pod alone; say `how: exec`")
+        return Wait(self.unsettled) if self.unsettled else Well()
+
+    def closing(self, run: str) -> Json:
+        """The patch that makes it read-only."""
+        return self._patch(run, {CLOSED: run}, {}, {"name": READ_ONLY, "value": '{"enabled":true}'})
+
+    def restarting(self, mark: str) -> Json:
+        """The patch that replaces its pods, and changes nothing else."""
+        return {"spec": {"template": {"metadata": {"annotations": {RESTARTED: mark}}}}}
+
+    def opening(self) -> Json:
+        """The patch that takes back whatever a run has changed."""
+        return self._patch(None, {CLOSED: None}, {RESTARTED: None}, {"name": READ_ONLY, "$patch": "delete"})
+
+    def _patch(self, mark: str | None, labels: Json, annotations: Json, variable: Json) -> Json:
+        container = self.container
+        assert container is not None, "look() refuses it"
+        return {
+            "metadata": {"annotations": {MARK: mark}},
+            "spec": {
+                "template": {
+                    "metadata": {"labels": labels, "annotations": annotations},
+                    "spec": {"containers": [{"name": container["name"], "env": [variable]}]},
+                }
+            },
+        }
+
+    def job(self, name: str, run: str, command: Sequence[str], *, beside: bool) -> Json:
+        """A sweep as a Job: the registry's own container with another command, on the node of its pod. `beside`: the pod need not be closed."""
+        container = self.container
+        assert container is not None, "look() refuses it"
+        kept = ("name", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext", "resources", "workingDir")
+        pod = (
+            "securityContext",
+            "nodeSelector",
+            "tolerations",
+            "imagePullSecrets",
+            "serviceAccountName",
+            "priorityClassName",
+            "runtimeClassName",
+        )
+        spec = self.template["spec"]
+        labels = {SWEEPS: self.settings.workload.replace("/", "."), MARK: run}
+        matching = {**self.body["spec"]["selector"]["matchLabels"], **({} if beside else {CLOSED: run})}
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, "namespace": self.settings.namespace, "labels": labels},
+            "spec": {
+                "backoffLimit": 0,
+                "activeDeadlineSeconds": _LONGEST,
+                "ttlSecondsAfterFinished": 86400,
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        **{field: spec[field] for field in pod if spec.get(field)},
+                        "volumes": [*(spec.get("volumes") or ()), *self._template_volumes()],
+                        "restartPolicy": "Never",
+                        "automountServiceAccountToken": False,
+                        "enableServiceLinks": False,
+                        "affinity": {
+                            "podAffinity": {
+                                "requiredDuringSchedulingIgnoredDuringExecution": [
+                                    {"labelSelector": {"matchLabels": matching}, "topologyKey": "kubernetes.io/hostname"}
+                                ]
+                            }
+                        },
+                        "containers": [{**{field: container[field] for field in kept if container.get(field)}, "command": list(command)}],
+                    },
+                },
+            },
+        }
+
+    def _template_volumes(self) -> Iterator[Json]:
+        """What a stateful set adds to its pod: the claims that its templates make."""
+        for template in self.body["spec"].get("volumeClaimTemplates") or ():
+            name = template["metadata"]["name"]
+            yield {"name": name, "persistentVolumeClaim": {"claimName": f"{name}-{self.body['metadata']['name']}-0"}}
+
+    def _claims(self) -> Iterator[bool]:
+        for volume in self.template["spec"].get("volumes") or ():
+            yield (volume.get("persistentVolumeClaim") or {}).get("claimName") == self.settings.claim
+        name = self.body["metadata"]["name"]
+        for template in self.body["spec"].get("volumeClaimTemplates") or ():
+            yield f"{template['metadata']['name']}-{name}-0" == self.settings.claim
+
+
+def mounts(pod: Json, claim: str) -> bool:
+    """Whether a pod uses a claim."""
+    return any((volume.get("persistentVolumeClaim") or {}).get("claimName") == claim for volume in pod["spec"].get("volumes") or ())
+
+
+def has_ended(pod: Json) -> bool:
+    """Whether no container of a pod runs, or ever will."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def is_ready(pod: Json) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

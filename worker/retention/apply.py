@@ -1,0 +1,202 @@
+"""The chore `apply:<plan>`: taking away what an approved plan decided, as far as it would be decided again at this moment.
+
+Each repository is read anew and planned again; only what both plans say goes. Nothing is deleted here: tags go into the bin with their
+manifest's bytes, a digest that loses all of them gets a quarantine tag, and `purge` deletes it when its undo window has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from time import monotonic
+
+from ledger.bin import BinEntry, BinState, put
+from ledger.chores import Claim, Command
+from ledger.errors import RegistryError
+from ledger.events import RegistryEvent, registry_event
+from ledger.plans import AUTOMATIC, LIFE, PlanState, StoredPlan
+from ledger.references import ImageReference
+from ledger.retention import Retention
+from worker.chores import GO_ON, Next, done, later, stopped
+from worker.place import Place
+from worker.registry.client import RegistryClient
+from worker.retention.agreement import Agreement, agree
+from worker.retention.decisions import Action, RepositoryPlan, read_plan
+from worker.retention.planning import look
+from worker.retention.protection import QUARANTINE
+from worker.retention.untagging import bury, take_away
+from worker.tagging import set_tags
+
+_IN_A_ROW, _IN_ALL = 3, 5
+"""Failures after which no more is tried."""
+_FRESH = 30.0
+"""Seconds after which a repository is read anew before more of it goes."""
+
+
+async def apply(place: Place, claim: Claim) -> Next:
+    """One repository, or a part of it."""
+    sha256, at = claim.chore.subject, int(claim.progress.get("at", 0))
+    stored = await place.ledger.plans.read(sha256)
+    if stored.state is not PlanState.APPROVED:
+        return stopped(f"the plan was {stored.state}, so it is not applied; approve one with `crabpot retention approve`")
+    if await place.ledger.now() - stored.made > LIFE:
+        return stopped(f"the plan is older than {LIFE.days} days; make a new one with `crabpot retention plan`")
+    made = read_plan(await place.ledger.plans.text(sha256), sha256)
+    work = [one for one in made.repositories if any(decision.action is not Action.KEEP for decision in one.decisions)]
+    if at >= len(work):
+        return await _finish(place, claim, stored)
+    failed = dict(claim.progress.get("failed", {"row": 0, "all": 0}))
+    try:
+        whole = await _Applying(place, claim, stored, work[at]).some()
+    except RegistryError as error:
+        failed = {"row": failed["row"] + 1, "all": failed["all"] + 1}
+        if failed["row"] >= _IN_A_ROW or failed["all"] >= _IN_ALL:
+            await claim.write({"at": at})
+            return stopped(f"stopped after {failed['all']} failures, the last: {error}; approve the plan again to go on")
+        await claim.write({"at": at, "failed": failed})
+        return later(timedelta(seconds=max(2.0 ** failed["all"], error.retry_after or 0.0)), str(error))
+    await claim.write({"at": at + whole, "failed": {**failed, "row": 0}})
+    return GO_ON
+
+
+async def _finish(place: Place, claim: Claim, stored: StoredPlan) -> Next:
+    report = await place.ledger.plans.report(stored.sha256)
+    counts = {word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("untagged", "binned", "skipped")}
+    event = registry_event(RegistryEvent.APPLIED, stored.registry, stored.sha256, approved_by=stored.approved_by, **counts)
+    said = ", ".join(f"{count} {word}" for word, count in counts.items())
+    await claim.write(commands=[place.ledger.plans.marked(stored.sha256, PlanState.APPLIED)], events=[event])
+    await start_purge(place, stored.registry)
+    return done(said)
+
+
+async def start_purge(place: Place, registry: str) -> None:
+    """See to it that what is in the bin is deleted when its window ends."""
+    now = await place.ledger.now()
+    untils = [entry.until for name in await place.ledger.bin.repositories(registry) for entry in await place.ledger.bin.entries(name)]
+    if untils:
+        await place.ledger.chores.start(f"purge:{registry}", registry, after=max(timedelta(0), min(untils) - now))
+
+
+class _Applying:
+    """One repository at work."""
+
+    def __init__(self, place: Place, claim: Claim, stored: StoredPlan, decided: RepositoryPlan) -> None:
+        self._place, self._claim, self._plan, self._decided = place, claim, stored, decided
+        self._image = ImageReference.parse(decided.name)
+        self._keys = place.ledger.connection.keys
+        self._binned: dict[str, BinEntry] = {}
+
+    async def some(self) -> bool:
+        """Do what can be done on one look at the repository. Whether that was all. RegistryError."""
+        decided, place = self._decided, self._place
+        assert decided.project is not None
+        client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
+        self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
+        await self._mend(client)
+        made, found = await look(place, self._image.registry, only=self._image.repository)
+        agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence())
+        await self._report(agreed.skipped)
+        end = monotonic() + _FRESH
+        for digest in agreed.digests:
+            await self._bin(client, digest, agreed)
+            if monotonic() > end:
+                return False
+        for tag, digest in agreed.untag:
+            await self._untag(client, tag, digest)
+            if monotonic() > end:
+                return False
+        for entry in self._binned.values():
+            if entry.state is BinState.LEAVING:
+                await self._write(entry.model_copy(update={"state": BinState.BINNED}))
+        return True
+
+    def _silence(self) -> tuple[str, ...] | None:
+        """The clusters whose silence does not matter; None: whatever asks for a person's approval keeps everything."""
+        return None if self._plan.approved_by == AUTOMATIC else self._plan.despite
+
+    async def _mend(self, client: RegistryClient) -> None:
+        """A kill may have left tags on tombstones, or a digest without the tag that is to hold it."""
+        for entry in self._binned.values():
+            if entry.state is BinState.LEAVING:
+                for tag in entry.tags:
+                    await bury(client, self._image.with_tag(tag), entry.plan, self._claim.hold)
+                await self._quarantine(client, entry)
+
+    async def _bin(self, client: RegistryClient, digest: str, agreed: Agreement) -> None:
+        """A digest that goes loses its tags, once the bin and its quarantine tag hold it."""
+        tags = agreed.tags[digest]
+        entry = await self._entry(client, digest, tags, goes=True)
+        await self._write(entry)
+        await self._quarantine(client, entry)
+        for tag in tags:
+            await self._take(client, tag, digest)
+        name = str(self._image.with_digest(digest))
+        await self._write(entry.model_copy(update={"state": BinState.BINNED}), {name: f"binned until {entry.until:%Y-%m-%d %H:%M}"})
+
+    async def _untag(self, client: RegistryClient, tag: str, digest: str) -> None:
+        """A tag goes, and its digest stays."""
+        entry = await self._entry(client, digest, (tag,), goes=False)
+        await self._write(entry)
+        await self._take(client, tag, digest)
+        await self._write(entry.model_copy(update={"state": BinState.BINNED}))
+
+    async def _entry(self, client: RegistryClient, digest: str, tags: tuple[str, ...], *, goes: bool) -> BinEntry:
+        before, decided = self._binned.get(digest), self._decided
+        policy = Retention.model_validate_json(decided.policy or "")
+        manifest = await client.manifest(self._image.with_digest(digest))
+        all_tags = tuple(dict.fromkeys((*(before.tags if before else ()), *tags)))
+        return BinEntry(
+            plan=self._plan.sha256,
+            repository=decided.name,
+            project=decided.project or "",
+            digest=digest,
+            goes=goes,
+            tags=all_tags,
+            quarantine=quarantine_tag(digest) if goes and all_tags else None,
+            media_type=manifest.media_type,
+            raw=BinEntry.packed(manifest.raw),
+            until=before.until if before else await self._place.ledger.now() + policy.undo_time,
+            order=decided.deletions.index(digest) if goes else len(decided.deletions),
+            despite=self._plan.despite,
+            asks_clusters=not policy.used_by_no_cluster,
+        )
+
+    async def _quarantine(self, client: RegistryClient, entry: BinEntry) -> None:
+        if entry.quarantine is not None:
+            tag = self._image.with_tag(entry.quarantine)
+            found = await client.resolve(tag)
+            if found is None or found.digest != entry.digest:
+                await self._claim.hold()
+                await client.put_manifest(tag, entry.body, entry.media_type)
+                found = await client.resolve(tag)
+            if found is None or found.digest != entry.digest:
+                raise RegistryError(f"{tag} does not stand for {entry.digest} after it was put there, so its tags stay")
+
+    async def _take(self, client: RegistryClient, tag: str, digest: str) -> None:
+        """Take one tag away, unless it has moved or a build wants it to; and tell of it."""
+        image, ledger = self._image.with_tag(tag), self._place.ledger
+        if not await ledger.tags.retire(image.name, tag, digest):
+            await self._report({str(image): "skipped: a build wants it to stand for something else by now"})
+            return
+        if not await take_away(client, image, digest, self._plan.sha256, self._claim.hold):
+            await self._report({str(image): "skipped: it has moved"})
+            return
+        if await ledger.tags.wanted(image.name, tag):  # a build has pushed it in this moment
+            await set_tags(self._place, client, [image])
+        event = registry_event(RegistryEvent.UNTAGGED, image.registry, self._plan.sha256, image=image, digest=digest)
+        commands = [("HDEL", self._keys.pushes(image.name), tag), *ledger.plans.reported(self._plan.sha256, {str(image): "untagged"})]
+        await self._claim.write(commands=commands, events=[event])
+
+    async def _write(self, entry: BinEntry, told: Mapping[str, str] | None = None) -> None:
+        self._binned[entry.digest] = entry
+        commands: list[Command] = [*put(self._keys, entry), *self._place.ledger.plans.reported(self._plan.sha256, told or {})]
+        await self._claim.write(commands=commands)
+
+    async def _report(self, told: Mapping[str, str]) -> None:
+        if told:
+            await self._claim.write(commands=self._place.ledger.plans.reported(self._plan.sha256, told))
+
+
+def quarantine_tag(digest: str) -> str:
+    """The tag that holds a digest while it is in the bin."""
+    return QUARANTINE + digest.partition(":")[2][:24]

@@ -1,0 +1,134 @@
+"""Making a plan: reading what policies name, asking what is used, deciding, and storing it. The chore `plan:<registry>` does that.
+
+The same is done again, for one repository, at the moment that a plan is applied there: what was decided before is then held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import timedelta
+
+from ledger.build import State
+from ledger.chores import Claim
+from ledger.errors import RegistryError
+from ledger.events import RegistryEvent, registry_event
+from ledger.plans import AUTOMATIC
+from worker.chores import Next, done
+from worker.place import Place
+from worker.retention.decisions import Action, Plan, RepositoryPlan
+from worker.retention.inventory import Inventory, Repository
+from worker.retention.plan import plan
+from worker.retention.policy import Policies
+from worker.retention.protection import Protected, mark_of
+from worker.retention.remembered import Remembered
+from worker.retention.scope import find_repositories, referrers_of
+from worker.retention.survey import survey
+
+_TAG_AGE = timedelta(minutes=10)
+"""A plan that is begun again after a kill asks for no tag twice within this time."""
+_UNFINISHED = tuple(state for state in State if not state.final)
+
+
+async def make_plan(place: Place, claim: Claim) -> Next:
+    """The chore `plan:<registry>`: plan all of it, and let apply begin what the policies let go without a person."""
+    registry = claim.chore.subject
+    made, _ = await look(place, registry, tag_age=_TAG_AGE)
+    text, sha256 = made.text(), made.sha256
+    await place.ledger.plans.store(sha256, text, registry, made.made, totals_of(made))
+    event = registry_event(RegistryEvent.PLANNED, registry, sha256, **totals_of(made))
+    await claim.write({"plan": sha256}, events=[event])
+    if any(goes_by_itself(repository) for repository in made.repositories):
+        await place.ledger.plans.approve(sha256, AUTOMATIC, await place.ledger.now())
+        await place.ledger.chores.start(f"apply:{sha256}", registry)
+    return done(sha256)
+
+
+async def look(
+    place: Place, registry: str, *, only: str | None = None, tag_age: timedelta = timedelta(0)
+) -> tuple[Plan, dict[str, Repository]]:
+    """Plan a registry, or only one repository of it (by its path), as things are now; and what was found, by name. RegistryError."""
+    projects, now = await place.projects(), await place.ledger.now()
+    policies, memory = Policies.of(projects), Remembered(place.ledger.shelf)
+    owners: dict[str, str] = {}
+    for name, project in projects.items():
+        own = Policies.of({name: project})
+        if only is not None:
+            paths: Collection[str] = (only,) if own.naming(f"{registry}/{only}") else ()
+        elif registry in own.registries():
+            paths = await find_repositories(place.long_work.reader(name, project, registry), registry, own)
+        else:
+            paths = ()
+        for path in paths:
+            owners.setdefault(path, name)
+    protected = await protected_now(place)
+    found: list[Repository] = []
+    for name in dict.fromkeys(owners.values()):
+        reader = place.long_work.reader(name, projects[name], registry)
+        paths = sorted(path for path, owner in owners.items() if owner == name)
+        inventory = await survey(reader, registry, paths, memory, now, tag_age=tag_age)
+        first = plan(inventory, policies, protected, now)
+        try:
+            also = await referrers_of(reader, first)
+        except RegistryError as error:
+            found += [replace(one, trouble=str(error)) for one in inventory.repositories]
+            continue
+        if also:
+            inventory = await survey(reader, registry, paths, memory, now, tag_age=max(tag_age, timedelta(minutes=1)), also=also)
+        found += inventory.repositories
+    inventory = Inventory(registry=registry, taken=now, repositories=tuple(sorted(found, key=lambda one: one.name)))
+    return plan(inventory, policies, protected, now), {one.name: one for one in found}
+
+
+async def protected_now(place: Place) -> Protected:
+    """What is used outside of the registry at this moment."""
+    in_flight: dict[str, str] = {}
+    for state in _UNFINISHED:
+        cursor: str | None = None
+        while True:
+            page = await place.ledger.page(state=state, cursor=cursor, limit=500)
+            for build in page.builds:
+                told = f"build {build.id}"
+                pushed = build.pushed_image
+                in_flight.update((mark_of(image), told) for image in (*build.request.images, *((pushed,) if pushed else ())))
+                if build.digest:
+                    in_flight[build.digest] = told
+            cursor = page.cursor
+            if cursor is None:
+                break
+    answered, silent, running = await _running(place)
+    return Protected(running=running, pinned=await place.ledger.shelf.pins(), in_flight=in_flight, answered=answered, silent=silent)
+
+
+async def _running(place: Place) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
+    """The clusters that say what they run, those that do not, and what they run."""
+    site, now = await place.ledger.site(), await place.ledger.now()
+    answered: list[str] = []
+    silent: list[str] = []
+    running: dict[str, str] = {}
+    for name in site.clusters:
+        report = await place.ledger.usage.report(name, now)
+        if report is None:
+            silent.append(name)
+        else:
+            answered.append(name)
+            running |= {mark: f"{who} of the cluster {name}" for mark, who in report.items()}
+    return tuple(answered), tuple(silent), running
+
+
+def goes_by_itself(repository: RepositoryPlan) -> bool:
+    """Whether something goes there for which no person need be asked."""
+    return not repository.review and any(decision.action is not Action.KEEP for decision in repository.decisions)
+
+
+def totals_of(made: Plan) -> dict[str, object]:
+    """What a list of plans tells of one."""
+    return {
+        "repositories": len(made.repositories),
+        "keep": made.count(Action.KEEP),
+        "untag": made.count(Action.UNTAG),
+        "delete": made.count(Action.DELETE),
+        "digests": sum(len(repository.deletions) for repository in made.repositories),
+        "freed": made.freed,
+        "review": sorted({why for repository in made.repositories if repository.policy for why in repository.review}),
+    }
