@@ -19,6 +19,7 @@ from ledger.policy import check_promotion
 from ledger.projects import ProjectSettings
 from ledger.promotion import Promotion, PromotionState
 from ledger.references import ImageReference
+from ledger.shelf import Pushed
 from worker.chores import Next, done, later
 from worker.place import Place
 from worker.registry.client import RegistryClient
@@ -114,7 +115,10 @@ class _Promoting:
                 await self._write(overtaken=(*self._promotion.overtaken, str(image)))
 
     async def _tell(self, image: ImageReference) -> None:
-        """A target is set: written down and told in one call."""
+        """A target is set: written down and told in one call. To retention it is a push of ours."""
+        assert image.tag is not None
+        now = await self._place.ledger.now()
+        await self._place.ledger.shelf.record_push(image.name, image.tag, Pushed(self._request.digest, now, None))
         self._promotion = self._promotion.changed(promoted=(*self._promotion.promoted, str(image)))
         await self._claim.write(self._promotion.to_progress(), events=[promotion_published(self._promotion, image)])
 

@@ -117,6 +117,8 @@ async def test_a_tag_of_the_same_repository(place: Place, registry: RegistryServ
     assert (ended.state, ended.message, ended.overtaken) == (PROMOTED, None, ())
     assert set(ended.promoted) == {f"{host}/shop/same:stable", f"{host}/shop/same:1.2.3"}
     assert manifest(registry, "shop/same", "stable") == manifest(registry, "shop/same", "1.2.3") == raw
+    pushes = await place.ledger.shelf.pushes(f"{host}/shop/same")
+    assert {tag: push.digest for tag, push in pushes.items()} == {"stable": digest_of(raw), "1.2.3": digest_of(raw)}, "retention goes by it"
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
