@@ -1,6 +1,6 @@
 """The `crabpot` command. Its help starts at once: a command's module is imported when the command is run, not before.
 
-`watch`, `doctor` and `registry` live with the worker. They are named here as text, as an entry point names its target: this table is the
+`watch`, `doctor`, `registry` and `retention` live with the worker. They are named here as text, as an entry point names its target: this table is the
 wiring of the console script, and nothing of the producer imports the worker.
 """
 
@@ -23,6 +23,7 @@ COMMANDS = {
     "pause": ("producer.cli.limits:pause", "Start no more builds: of all, a project or a capacity class."),
     "resume": ("producer.cli.limits:resume", "End a pause."),
     "registry": ("worker.registry_command:command", "Look into registries; copy and remove images."),
+    "retention": ("worker.retention_command:command", "Plan which old images go; approve and undo plans."),
     "doctor": ("worker.doctor:command", "Check Redis, cluster, rights, registries and clocks."),
     "serve": ("producer.cli.serve:serve", "Serve webhooks and the REST API."),
     "watch": ("worker.watcher:command", "Watch the cluster and keep builds moving."),

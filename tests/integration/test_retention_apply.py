@@ -255,7 +255,11 @@ async def test_an_index_that_came_while_its_part_was_deleted_gets_it_back(site: 
     part = push(site, "old", "part")
     await site.apply(await site.plan())
     await site.window_ends()
-    body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{"mediaType": OCI_MANIFEST, "digest": digest_of(part), "size": len(part)}]}
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [{"mediaType": OCI_MANIFEST, "digest": digest_of(part), "size": len(part)}],
+    }
     delete = RegistryClient.delete
 
     async def late(self, image):

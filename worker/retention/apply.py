@@ -93,7 +93,8 @@ class _Applying:
         client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
         self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
         await self._mend(client)
-        made, found = await look(place, self._image.registry, only=self._image.repository)
+        leaving = {one.quarantine for one in self._binned.values() if one.state is BinState.LEAVING and one.quarantine}
+        made, found = await look(place, self._image.registry, only=self._image.repository, hidden=leaving)
         agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence())
         await self._report(agreed.skipped)
         end = monotonic() + _FRESH
