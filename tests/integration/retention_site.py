@@ -72,6 +72,10 @@ class RetentionSite:
         await self.ledger.chores.start(f"undo:{sha}", self.registry.host)
         return await self.run(f"undo:{sha}")
 
+    async def unpin_all(self) -> None:
+        for mark in await self.ledger.shelf.pins():
+            assert await self.ledger.shelf.unpin(mark)
+
     async def window_ends(self) -> None:
         """As if the undo window of all that is in the bin were over."""
         key = self.ledger.connection.keys.bin(self.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from ledger.build import State
 from ledger.chores import Claim
@@ -126,7 +127,7 @@ def goes_by_itself(repository: RepositoryPlan) -> bool:
     return not repository.review and any(decision.action is not Action.KEEP for decision in repository.decisions)
 
 
-def totals_of(made: Plan) -> dict[str, object]:
+def totals_of(made: Plan) -> dict[str, Any]:
     """What a list of plans tells of one."""
     return {
         "repositories": len(made.repositories),
