@@ -38,6 +38,8 @@ class BinEntry(Frozen):
     goes: bool
     """The digest goes when the window ends; else its tags alone have gone."""
     tags: tuple[str, ...] = ()
+    pushed: dict[str, datetime] = {}
+    """When its tags were pushed, where that is known: with it they come back."""
     quarantine: str | None = None
     """The tag that holds it meanwhile."""
     media_type: str

@@ -133,6 +133,6 @@ class Plans:
             return None
         registry, made, state, totals, by, despite = (None if word is None else word.decode() for word in stored)
         return StoredPlan(
-            sha256=sha256, registry=registry or "", made=moment(made or 0), state=PlanState(state), totals=json.loads(totals or "{}"),
+            sha256=sha256, registry=registry or "", made=moment(made or 0), state=PlanState(state or PlanState.PROPOSED), totals=json.loads(totals or "{}"),
             approved_by=by, despite=tuple(json.loads(despite or "[]")),
         )  # fmt: skip

@@ -27,22 +27,10 @@ class SecretSource(Frozen):
 
 
 class ClusterSource(Frozen):
-    """A cluster that says which images it runs: crabpot asks it (`kubeconfig`), or it reports in by REST with a token of its own."""
+    """A cluster that says which images it runs, by REST with a token of its own."""
 
-    kubeconfig: Path | None = None
-    """On the worker's disk; an account that may list pods, and what makes pods, in all namespaces."""
-    context: str | None = None
-    """The kubeconfig's context, if not its current one."""
-    token: SecretSource | None = None
+    token: SecretSource
     """The bearer token of `PUT /v1/clusters/NAME/images`."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.kubeconfig is None) == (self.token is None):
-            raise ValueError("name either kubeconfig (it is asked) or token (it reports in)")
-        if self.context is not None and self.kubeconfig is None:
-            raise ValueError("context: goes with kubeconfig only")
-        return self
 
 
 class Site(Frozen):

@@ -1,6 +1,6 @@
 """The `crabpot` command. Its help starts at once: a command's module is imported when the command is run, not before.
 
-`watch`, `doctor`, `registry` and `gc` live with the worker. They are named here as text, as an entry point names its target: this table is the
+`watch`, `doctor`, `registry`, `retention` and `gc` live with the worker. They are named here as text, as an entry point names its target: this table is the
 wiring of the console script, and nothing of the producer imports the worker.
 """
 
@@ -25,6 +25,7 @@ COMMANDS = {
     "resume": ("producer.cli.limits:resume", "End a pause."),
     "promote": ("producer.cli.promote:promote", "Give an image further tags, also in other repositories, without building it again."),
     "registry": ("worker.registry_command:command", "Look into registries; copy and remove images."),
+    "retention": ("worker.retention_command:command", "Plan which old images go; approve and undo plans."),
     "gc": ("worker.collect.command:command", "Collect registries' garbage: plan, run, status."),
     "doctor": ("worker.doctor:command", "Check Redis, cluster, rights, registries and clocks."),
     "serve": ("producer.cli.serve:serve", "Serve webhooks and the REST API."),

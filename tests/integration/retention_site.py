@@ -49,7 +49,7 @@ class RetentionSite:
     async def run(self, name: str) -> str:
         """Go on with a chore until it has ended or waits for long; what it said."""
         for _ in range(60):
-            await go_on(self.place, name, KINDS)
+            await go_on(self.place, name, KINDS, seconds=5)
             chore = await self.ledger.chores.read(name)
             if chore.state is not ChoreState.WAITING or (chore.due and chore.due - await self.ledger.now() > timedelta(minutes=5)):
                 return chore.said or ""
@@ -71,6 +71,10 @@ class RetentionSite:
     async def undo(self, sha: str) -> str:
         await self.ledger.chores.start(f"undo:{sha}", self.registry.host)
         return await self.run(f"undo:{sha}")
+
+    async def unpin_all(self) -> None:
+        for mark in await self.ledger.shelf.pins():
+            assert await self.ledger.shelf.unpin(mark)
 
     async def window_ends(self) -> None:
         """As if the undo window of all that is in the bin were over."""

@@ -237,12 +237,12 @@ async def test_the_stored_record_is_plain(ledger):
 
 
 async def test_the_site_is_stored_with_the_projects(ledger):
-    said = "retention: {schedule: 0 2 * * *}\nclusters: {prod: {kubeconfig: /k}, edge: {token: {env: T}}}"
+    said = "retention: {schedule: 0 2 * * *}\nclusters: {edge: {token: {env: T}}}"
     projects = parse_projects(f"version: 1\n{said}\nprojects: {{}}\n")
     await ledger.store_projects(projects)
     stored = await ledger.site()
     assert stored == projects.site
-    assert str(stored.clusters["prod"].kubeconfig) == "/k"
+    assert stored.clusters["edge"].token.env == "T"
 
 
 async def test_the_leader_nudges_what_is_due_and_beat_what_has_its_time(ledger, settings, monkeypatch):

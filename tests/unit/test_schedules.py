@@ -88,7 +88,7 @@ def test_the_registries_that_policies_name_are_planned():
         ("retention: {schedule: every night}", 2, "retention.schedule"),
         ("retention: {schedule: 0 2 * * *, time_zone: Mars/North}", 2, "retention.time_zone"),
         ("clusters:\n  prod: {}", 3, "clusters.prod"),
-        ("clusters:\n  prod: {token: {env: T}, context: x}", 3, "clusters.prod"),
+        ("clusters:\n  prod: {token: {env: T, file: x}}", 3, "clusters.prod"),
     ],
 )
 def test_what_the_projects_file_may_not_say(said, line, named):

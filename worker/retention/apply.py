@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 from ledger.bin import BinEntry, BinState, put
 from ledger.chores import Claim, Command
@@ -61,7 +62,9 @@ async def apply(place: Place, claim: Claim) -> Next:
 
 async def _finish(place: Place, claim: Claim, stored: StoredPlan) -> Next:
     report = await place.ledger.plans.report(stored.sha256)
-    counts = {word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("untagged", "binned", "skipped")}
+    counts: dict[str, Any] = {
+        word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("untagged", "binned", "skipped")
+    }
     event = registry_event(RegistryEvent.APPLIED, stored.registry, stored.sha256, approved_by=stored.approved_by, **counts)
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
     await claim.write(commands=[place.ledger.plans.marked(stored.sha256, PlanState.APPLIED)], events=[event])
@@ -93,7 +96,8 @@ class _Applying:
         client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
         self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
         await self._mend(client)
-        made, found = await look(place, self._image.registry, only=self._image.repository)
+        leaving = {one.quarantine for one in self._binned.values() if one.state is BinState.LEAVING and one.quarantine}
+        made, found = await look(place, self._image.registry, only=self._image.repository, hidden=leaving)
         agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence())
         await self._report(agreed.skipped)
         end = monotonic() + _FRESH
@@ -152,6 +156,7 @@ class _Applying:
             digest=digest,
             goes=goes,
             tags=all_tags,
+            pushed={one.tag: one.pushed for one in decided.decisions if one.tag in all_tags and one.tag and one.pushed},
             quarantine=quarantine_tag(digest) if goes and all_tags else None,
             media_type=manifest.media_type,
             raw=BinEntry.packed(manifest.raw),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from ledger.build import State
 from ledger.chores import Claim
@@ -45,9 +46,12 @@ async def make_plan(place: Place, claim: Claim) -> Next:
 
 
 async def look(
-    place: Place, registry: str, *, only: str | None = None, tag_age: timedelta = timedelta(0)
+    place: Place, registry: str, *, only: str | None = None, tag_age: timedelta = timedelta(0), hidden: Collection[str] = ()
 ) -> tuple[Plan, dict[str, Repository]]:
-    """Plan a registry, or only one repository of it (by its path), as things are now; and what was found, by name. RegistryError."""
+    """Plan a registry, or only one repository of it (by its path), as things are now; and what was found, by name. RegistryError.
+
+    `hidden` tags are as good as gone: those of a quarantine that is being made.
+    """
     projects, now = await place.projects(), await place.ledger.now()
     policies, memory = Policies.of(projects), Remembered(place.ledger.shelf)
     owners: dict[str, str] = {}
@@ -76,6 +80,8 @@ async def look(
         if also:
             inventory = await survey(reader, registry, paths, memory, now, tag_age=max(tag_age, timedelta(minutes=1)), also=also)
         found += inventory.repositories
+    if hidden:
+        found = [replace(one, tags=tuple(tag for tag in one.tags if tag.name not in hidden)) for one in found]
     inventory = Inventory(registry=registry, taken=now, repositories=tuple(sorted(found, key=lambda one: one.name)))
     return plan(inventory, policies, protected, now), {one.name: one for one in found}
 
@@ -121,7 +127,7 @@ def goes_by_itself(repository: RepositoryPlan) -> bool:
     return not repository.review and any(decision.action is not Action.KEEP for decision in repository.decisions)
 
 
-def totals_of(made: Plan) -> dict[str, object]:
+def totals_of(made: Plan) -> dict[str, Any]:
     """What a list of plans tells of one."""
     return {
         "repositories": len(made.repositories),

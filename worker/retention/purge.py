@@ -82,7 +82,10 @@ class _Purging:
         place, first = self._place, self._due[0]
         project = await place.project(first.project)
         client = place.long_work.client(first.project, project, self._image.registry)
-        also = {self._image.name: sorted({entry.digest for entry in self._due if entry.goes})}
+        # Asked here, since a survey takes a manifest that it remembers for one that is there.
+        goes = sorted({entry.digest for entry in self._due if entry.goes})
+        there = {digest for digest in goes if await client.resolve(self._image.with_digest(digest)) is not None}
+        also = {self._image.name: sorted(there)}
         inventory = await survey(
             client, self._image.registry, [self._image.repository], Remembered(place.ledger.shelf), self._now, also=also
         )
@@ -91,8 +94,8 @@ class _Purging:
             await self._restore(client, found.trouble)
             return
         web, protected = Web.of(found), await protected_now(place)
-        await self._verify(client, web)
-        await self._delete(client, found, web, protected)
+        await self._verify(client, web, there)
+        await self._delete(client, found, web, protected, there)
 
     async def _restore(self, client: RegistryClient, why: str) -> None:
         """The repository is not whole. What was deleted there lately is put back, in case that is what it misses; the rest waits."""
@@ -102,10 +105,10 @@ class _Purging:
                 await client.put_manifest(self._image.with_digest(entry.digest), entry.body, entry.media_type)
         await _put_off(self._place, self._claim, self._due, why)
 
-    async def _verify(self, client: RegistryClient, web: Web) -> None:
+    async def _verify(self, client: RegistryClient, web: Web, there: set[str]) -> None:
         """What was deleted leaves the bin, unless an index that came meanwhile holds it."""
         for entry in self._due:
-            if entry.state is BinState.PURGING and entry.digest not in web.manifests:
+            if entry.state is BinState.PURGING and entry.digest not in there:
                 image = self._image.with_digest(entry.digest)
                 if entry.digest in web.parents:
                     await self._claim.hold()
@@ -115,15 +118,16 @@ class _Purging:
                     event = registry_event(RegistryEvent.DELETED, image.registry, entry.plan, image=image, tags=list(entry.tags))
                     await self._out(entry, "deleted", event)
 
-    async def _delete(self, client: RegistryClient, found: Repository, web: Web, protected: Protected) -> None:
-        open_entries = {entry.digest: entry for entry in self._due if entry.goes and entry.digest in web.manifests}
+    async def _delete(self, client: RegistryClient, found: Repository, web: Web, protected: Protected, there: set[str]) -> None:
+        open_entries = {entry.digest: entry for entry in self._due if entry.goes and entry.digest in there}
         waiting = {entry.digest for entry in self._entries if entry.goes and entry not in self._due}
         kept, used = _needed(web, set(open_entries) - waiting, protected)
         for entry in self._due:
             if not entry.goes:
                 await self._out(entry, None)
-            elif entry.state is not BinState.PURGING and entry.digest not in web.manifests:
-                await self._out(entry, "deleted: by somebody else")
+            elif entry.digest not in there:
+                if entry.state is not BinState.PURGING:
+                    await self._out(entry, "deleted: by somebody else")
             elif entry.digest in waiting:
                 await self._out(entry, None)  # a later plan has binned it again
             elif entry.digest in used:

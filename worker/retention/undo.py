@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ledger.bin import BinEntry, BinState, drop, put
 from ledger.chores import Claim
 from ledger.errors import ManifestUnknown
@@ -13,6 +15,7 @@ from worker.chores import GO_ON, Next, done
 from worker.place import Place
 from worker.registry.client import RegistryClient
 from worker.registry.manifests import digest_of
+from worker.retention.protection import mark_of
 from worker.retention.untagging import take_away, tombstone
 
 
@@ -26,7 +29,9 @@ async def undo(place: Place, claim: Claim) -> Next:
             await _put_back(place, claim, mine[-1], [entry for entry in entries if entry is not mine[-1]])
             return GO_ON
     report = await place.ledger.plans.report(sha256)
-    counts = {word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("returned", "left", "lost")}
+    counts: dict[str, Any] = {
+        word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("returned", "left", "lost")
+    }
     event = registry_event(RegistryEvent.UNDONE, registry, sha256, **counts)
     await claim.write(commands=[place.ledger.plans.marked(sha256, PlanState.UNDONE)], events=[event])
     return done(", ".join(f"{count} {word}" for word, count in counts.items()))
@@ -63,6 +68,8 @@ async def _tag(place: Place, claim: Claim, client: RegistryClient, image: ImageR
     if found is None or found.digest != entry.digest:
         await claim.hold()
         await client.put_manifest(image, entry.body, entry.media_type)
-    # Somebody wants it, so it is as good as new: tonight's plan is not to take it away again.
-    await place.ledger.shelf.record_push(image.name, image.reference, Pushed(entry.digest, await place.ledger.now(), None))
+    # It is as old as it was, or it would push newer ones out of `last`; and pinned, or tonight's plan would take it away again.
+    if image.reference in entry.pushed:
+        await place.ledger.shelf.record_push(image.name, image.reference, Pushed(entry.digest, entry.pushed[image.reference], None))
+    await place.ledger.shelf.pin(mark_of(image), f"put back: the plan {entry.plan[:12]} was undone")
     return "returned"

@@ -1,0 +1,207 @@
+"""`crabpot retention`: making, reading, approving and undoing plans; and trying a policy on a saved inventory, without any registry.
+
+All but `try` works on the ledger: what is asked for here is done by the workers, and waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from ledger.chores import ChoreState
+from ledger.console import say_json, say_size, say_table
+from ledger.documents import read_yaml
+from ledger.errors import Conflict, InputInvalid, LedgerUnavailable
+from ledger.plans import StoredPlan
+from ledger.request import problems_of
+from ledger.retention import Retention
+from ledger.settings import Settings
+from ledger.store import Ledger
+from worker.registry_command import HOST
+from worker.retention.decisions import Action, Plan, read_plan
+from worker.retention.inventory import read_inventory
+from worker.retention.plan import plan as make
+from worker.retention.policy import Policies
+from worker.retention.protection import Protected
+
+_T = TypeVar("_T")
+_PULSE = 0.5
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_WAIT = click.option("--timeout", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds to wait; the work goes on.")
+
+
+@click.group()
+def command() -> None:
+    """Plan which old images go, see why, and let them go, or come back."""
+
+
+@command.command("plan")
+@click.argument("registry", type=HOST)
+@_WAIT
+@_JSON
+def make_plan(registry: str, timeout: float, as_json: bool) -> None:
+    """Plan a registry now. Nothing is deleted by it, unless a policy says `apply: automatic`."""
+
+    async def work(ledger: Ledger) -> StoredPlan:
+        await ledger.chores.start(f"plan:{registry}", registry)
+        return await ledger.plans.read(await _ended(ledger, f"plan:{registry}", timeout))
+
+    _say_plans([_on_ledger(work)], as_json)
+
+
+@command.command("ls")
+@click.argument("registry", type=HOST, required=False)
+@_JSON
+def list_plans(registry: str | None, as_json: bool) -> None:
+    """List plans, newest first."""
+    _say_plans(_on_ledger(lambda ledger: ledger.plans.all(registry)), as_json)
+
+
+@command.command()
+@click.argument("sha", metavar="PLAN")
+@click.option("--all", "everything", is_flag=True, help="Also what stays.")
+@_JSON
+def show(sha: str, everything: bool, as_json: bool) -> None:
+    """Show what a plan decides about each tag and why, and what became of it."""
+
+    async def work(ledger: Ledger) -> tuple[StoredPlan, str, dict[str, str]]:
+        found = await ledger.plans.find(sha)
+        return found, await ledger.plans.text(found.sha256), await ledger.plans.report(found.sha256)
+
+    stored, text, report = _on_ledger(work)
+    made = read_plan(text, stored.sha256)
+    if as_json:
+        say_json({**_told(stored), "decisions": _decisions(made, report, everything=everything)})
+        return
+    click.echo(f"{stored.sha256}  {stored.registry}  {stored.state}  {stored.made:%Y-%m-%d %H:%M}")
+    for why in stored.totals.get("review", ()):
+        click.echo(f"to be approved: {why}")
+    rows = _decisions(made, report, everything=everything)
+    say_table(
+        ("IMAGE", "ACTION", "WHY", "OUTCOME"), ((one["image"], one["action"], "; ".join(one["reasons"]), one["outcome"]) for one in rows)
+    )
+
+
+@command.command()
+@click.argument("sha", metavar="PLAN")
+@click.option("--despite", multiple=True, metavar="CLUSTER", help="Take on yourself that this cluster does not say what it runs.")
+@_WAIT
+@_JSON
+def approve(sha: str, despite: tuple[str, ...], timeout: float, as_json: bool) -> None:
+    """Let a plan be applied. What has moved, or is used by now, stays all the same."""
+
+    async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
+        found = await ledger.plans.find(sha)
+        await ledger.plans.approve(found.sha256, getpass.getuser(), await ledger.now(), despite)
+        await ledger.chores.start(f"apply:{found.sha256}", found.registry, {"at": 0})
+        return await _ended(ledger, f"apply:{found.sha256}", timeout), await ledger.plans.report(found.sha256)
+
+    _say_report(*_on_ledger(work), as_json)
+
+
+@command.command()
+@click.argument("sha", metavar="PLAN")
+@_WAIT
+@_JSON
+def undo(sha: str, timeout: float, as_json: bool) -> None:
+    """Put back what a plan took away, as far as its undo window has not ended."""
+
+    async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
+        found = await ledger.plans.find(sha)
+        await ledger.chores.start(f"undo:{found.sha256}", found.registry)
+        return await _ended(ledger, f"undo:{found.sha256}", timeout), await ledger.plans.report(found.sha256)
+
+    _say_report(*_on_ledger(work), as_json)
+
+
+@command.command("try")
+@click.argument("policy", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--inventory", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="As `Inventory.text` has it."
+)
+@_JSON
+def try_policy(policy: Path, inventory: Path, as_json: bool) -> None:
+    """Show what a policy (YAML: one entry of a project's `retention`) would mean for a saved inventory. Nothing is asked or changed."""
+    try:
+        given = Retention.model_validate(read_yaml(policy.read_text()))
+    except ValidationError as error:
+        raise InputInvalid(problems_of(error)) from None
+    taken = read_inventory(inventory.read_text())
+    made = make(taken, Policies((("tried", given),)), Protected(), datetime.now(UTC))
+    rows = _decisions(made, {}, everything=True)
+    if as_json:
+        say_json({"delete": made.count(Action.DELETE), "untag": made.count(Action.UNTAG), "freed": made.freed, "decisions": rows})
+    else:
+        say_table(("IMAGE", "ACTION", "WHY"), ((one["image"], one["action"], "; ".join(one["reasons"])) for one in rows))
+
+
+def _on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:
+    async def run() -> _T:
+        ledger = Ledger.open(Settings.load())
+        try:
+            return await work(ledger)
+        finally:
+            await ledger.close()
+
+    return asyncio.run(run())
+
+
+async def _ended(ledger: Ledger, chore: str, seconds: float) -> str:
+    """How a chore ended. Conflict: it was stopped; LedgerUnavailable: nobody came to it, or it takes longer."""
+    end = monotonic() + seconds
+    while True:
+        found = await ledger.chores.read(chore)
+        if found.state is ChoreState.DONE:
+            return found.said or ""
+        if found.state is ChoreState.STOPPED:
+            raise Conflict(f"{chore} stopped: {found.said}")
+        if monotonic() > end:
+            raise LedgerUnavailable(f"{chore} has not ended ({found.said or 'no more is known'}); do `crabpot watch` and a worker run?")
+        await asyncio.sleep(_PULSE)
+
+
+def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:
+    if as_json:
+        say_json([_told(one) for one in plans])
+        return
+    rows = (
+        (one.sha256[:12], one.registry, str(one.state), f"{one.made:%Y-%m-%d %H:%M}", str(one.totals.get("delete", "")),
+         str(one.totals.get("untag", "")), say_size(int(one.totals.get("freed", 0))), "; ".join(one.totals.get("review", ())))
+        for one in plans
+    )  # fmt: skip
+    say_table(("PLAN", "REGISTRY", "STATE", "MADE", "DELETE", "UNTAG", "FREES", "TO BE APPROVED"), rows)
+
+
+def _told(one: StoredPlan) -> dict[str, Any]:
+    return {
+        "plan": one.sha256, "registry": one.registry, "state": str(one.state), "made": one.made.isoformat(),
+        "approved_by": one.approved_by, "despite": list(one.despite), **one.totals,
+    }  # fmt: skip
+
+
+def _decisions(made: Plan, report: dict[str, str], *, everything: bool) -> list[dict[str, Any]]:
+    found = []
+    for repository in made.repositories:
+        for one in repository.decisions:
+            if everything or one.action is not Action.KEEP:
+                image = f"{repository.name}:{one.tag}" if one.tag is not None else f"{repository.name}@{one.digest}"
+                outcome = report.get(image) or report.get(f"{repository.name}@{one.digest}", "")
+                reasons = [str(reason) for reason in one.reasons]
+                found.append({"image": image, "digest": one.digest, "action": str(one.action), "reasons": reasons, "outcome": outcome})
+    return found
+
+
+def _say_report(said: str, report: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        say_json({"said": said, "report": report})
+    else:
+        say_table(("IMAGE", "OUTCOME"), report.items())
+        click.echo(said, err=True)
