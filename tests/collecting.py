@@ -198,6 +198,8 @@ class _Site:
         if not world.job and resumed:
             return Lost("cut off")
         if name not in world.finished:
+            if world.mark != run:
+                return Lost("no process is closed by this run")
             must(all(world.processes.values()), "a sweep begins only while every process is read-only")
             must(world.sweeper is None, "there are never two")
             world.finished[name] = False
