@@ -30,6 +30,15 @@ class Killed(BaseException):
     """The worker is no more; another goes on from what was written."""
 
 
+class Broken(BaseException):
+    """What must never be has been; no step takes it for a trouble of its own."""
+
+
+def must(holds: bool, what: str) -> None:
+    if not holds:
+        raise Broken(what)
+
+
 def digest_of(raw: bytes) -> str:
     return "sha256:" + hashlib.sha256(raw).hexdigest()
 
@@ -189,8 +198,10 @@ class _Site:
         if not world.job and resumed:
             return Lost("cut off")
         if name not in world.finished:
-            assert all(world.processes.values()), "a sweep begins only while every process is read-only"
-            assert world.sweeper is None, "there are never two"
+            if world.mark != run:
+                return Lost("no process is closed by this run")
+            must(all(world.processes.values()), "a sweep begins only while every process is read-only")
+            must(world.sweeper is None, "there are never two")
             world.finished[name] = False
             world.sweeper = Sweeper(sorted(world.blobs.keys() - world.used()), None if world.job else max(world.processes), name)
             if not world.sweeper.doomed:
@@ -225,7 +236,7 @@ class _Site:
 
     async def open(self, run: str) -> None:
         self.model.around("open before")
-        assert self.model.world.sweeper is None, "it is opened only where no sweeper lives"
+        must(self.model.world.sweeper is None, "it is opened only where no sweeper lives")
         self.model.world.mark, self.model.world.closed = None, False
         self.model.around("open after")
 

@@ -143,6 +143,21 @@ async def test_what_a_run_has_left_read_only_is_mended_by_the_next(job):
     assert (await run_to_its_end(model, Purpose.MEND, run="r3"))[-1].trouble is None
 
 
+async def test_a_word_to_open_that_was_undone_is_said_again():
+    """As by a close that was sent by a worker that slept, and came late."""
+
+    def around(what: str) -> None:
+        if what == "open after" and not late:
+            late.append(what)
+            model.world.mark, model.world.closed = "r1", True
+
+    late: list[str] = []
+    model = Model(world(job=True), around)
+    assert (await run_to_its_end(model))[-1].trouble is None
+    assert late
+    well(model)
+
+
 async def test_builds_that_do_not_end_are_not_waited_for_for_ever():
     model = Model(world(job=True), lambda _: None, builds=["b1"])
     end = (await run_to_its_end(model))[-1]

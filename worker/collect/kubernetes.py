@@ -99,7 +99,7 @@ class KubernetesSite:
     async def dry_run(self, run: str) -> Swept | Finding:
         if self._settings.how == "job":
             return await self._by_job(f"crabpot-dry-{run}", run, beside=True, resumed=False)
-        done = await self._by_exec("--dry-run")
+        done = await self._by_exec({}, "--dry-run")
         return Wait(done.why) if isinstance(done, Lost) else done
 
     async def sweep(self, run: str, number: int, *, resumed: bool) -> Swept | Finding:
@@ -107,7 +107,8 @@ class KubernetesSite:
             return await self._by_job(f"crabpot-sweep-{run}-{number}", run, beside=False, resumed=resumed)
         if resumed:
             return Lost("the worker that swept was cut off")
-        return await self._by_exec()
+        # Only in a pod of this run's: one that somebody has opened meanwhile has another name, and not this label.
+        return await self._by_exec({CLOSED: run})
 
     async def restart(self) -> None:
         await self._patch((await self._workload()).restarting(secrets.token_hex(6)))
@@ -126,9 +127,10 @@ class KubernetesSite:
         await self._end_jobs()
         await self._patch((await self._workload()).opening())
 
-    async def _by_exec(self, *flags: str) -> Swept | Finding:
+    async def _by_exec(self, labels: Json, *flags: str) -> Swept | Finding:
         workload = await self._workload()
-        pod = next((pod for pod in await self._pods() if self._is_ours(workload, pod) and is_ready(pod)), None)
+        ready = [pod for pod in await self._pods() if self._is_ours(workload, pod) and is_ready(pod)]
+        pod = next((pod for pod in ready if labels.items() <= (pod["metadata"].get("labels") or {}).items()), None)
         if pod is None or workload.container is None:
             return Lost("no pod of the registry is ready")
         try:

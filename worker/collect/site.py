@@ -61,7 +61,7 @@ class Site(Protocol):
         ...
 
     async def sweep(self, run: str, number: int, *, resumed: bool) -> Swept | Finding:
-        """Sweep. `Wait`: it goes on; `Lost`: an earlier call was cut off (`resumed`), and nobody knows how it ended."""
+        """Sweep, only within or beside a process that is closed by this run. `Wait`: it goes on; `Lost`: an earlier call was cut off (`resumed`), and nobody knows how it ended."""
         ...
 
     async def restart(self) -> None:

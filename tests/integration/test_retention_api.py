@@ -1,0 +1,50 @@
+"""Plans and clusters' reports over REST."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from ledger.projects import parse_projects
+from producer.api.app import create_app
+
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.fixture
+async def http(ledger, settings, monkeypatch):
+    monkeypatch.setenv("PROD_TOKEN", "carrot")
+    await ledger.store_projects(parse_projects("version: 1\nclusters: {prod: {token: {env: PROD_TOKEN}}}\nprojects: {}\n"))
+    app = create_app(ledger, settings.model_copy(update={"api_token": "other"}))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://crabpot", headers={"Authorization": "Bearer other"}) as client:
+        yield client
+
+
+async def test_a_cluster_reports_with_its_own_token_only(http, ledger):
+    body = {"images": {f"a.test/x@{DIGEST}": "pod a/b", "a.test/y:1": "job c"}}
+    for token, name in (("other", "prod"), ("carrot", "none"), ("", "prod")):
+        answer = await http.put(f"/v1/clusters/{name}/images", json=body, headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 401
+    mine = {"Authorization": "Bearer carrot"}
+    assert (await http.put("/v1/clusters/prod/images", json=body, headers=mine)).status_code == 204
+    assert await ledger.usage.report("prod", await ledger.now()) == {DIGEST: "pod a/b", "a.test/y:1": "job c"}
+    for wrong in ({"images": {"a.test/y": "untagged"}}, {"images": 1}, {}):
+        assert (await http.put("/v1/clusters/prod/images", json=wrong, headers=mine)).status_code == 400
+    assert (await http.get("/v1/retention/plans", headers=mine)).status_code == 401
+
+
+async def test_plans_are_listed_approved_once_and_undone(http, ledger):
+    sha = "b" * 64
+    await ledger.plans.store(sha, "{}", "a.test", await ledger.now(), {"delete": 2})
+    await ledger.plans.store("c" * 64, "{}", "a.test", datetime(2026, 1, 1, tzinfo=UTC), {})
+    assert [one["plan"][0] for one in (await http.get("/v1/retention/plans")).json()["plans"]] == ["b", "c"]
+    assert (await http.get(f"/v1/retention/plans/{sha[:8]}")).json()["delete"] == 2
+    answer = await http.post(f"/v1/retention/plans/{sha}/approve", json={"by": "ada", "despite": ["prod"]})
+    assert (answer.status_code, answer.json()["state"], answer.json()["approved_by"]) == (202, "approved", "ada")
+    assert (await http.post(f"/v1/retention/plans/{'c' * 64}/approve")).status_code == 409
+    assert (await http.post(f"/v1/retention/plans/{'d' * 64}/undo")).status_code == 404
+    assert (await http.post(f"/v1/retention/plans/{sha}/undo")).status_code == 202
+    assert {chore.name for chore in await ledger.chores.all()} == {f"apply:{sha}", f"undo:{sha}"}
