@@ -40,6 +40,7 @@ class ScriptedCluster:
         self.deleted: list[PodName] = []
         self.most = 0
         self._changes: list[Pod] = []
+        self._watched = 0
         self._changed = asyncio.Condition()
         self._number = 0
 
@@ -71,17 +72,23 @@ class ScriptedCluster:
     def cover(self, namespaces: Iterable[str]) -> None:
         """All pods are in one place."""
 
+    @property
+    def unseen(self) -> bool:
+        """Whether the watch has not taken in every change yet."""
+        return self._watched < len(self._changes)
+
     async def pods(self) -> Snapshot:
         return Snapshot(pods=tuple(self.live.values()), version=str(len(self._changes)))
 
     async def watch(self, since: str) -> AsyncIterator[Pod]:
-        at = int(since)
+        at = self._watched = int(since)
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: len(self._changes) > at)
             for pod in self._changes[at:]:
                 at += 1
                 yield pod
+                self._watched = at
 
     async def logs(self, pod: PodName, *, since: datetime | None = None) -> AsyncIterator[LogLine]:
         async with self._changed:

@@ -302,13 +302,12 @@ projects:
         self.run(self._settled())
 
     async def _settled(self) -> None:
-        """Until the leader has handled what it was told."""
-        if self.leads:
-            for _ in range(400):
-                await asyncio.sleep(0.001)
-                observer = self.site.observer
-                if observer and not observer._busy and not observer._waiting:
-                    return
+        """Until the leader has handled what it was told: what comes next must not depend on how quick it is."""
+        observer = self.site.observer
+        if self.leads and observer:
+            async with asyncio.timeout(10):
+                while self.site.cluster.unseen or observer._busy or observer._waiting or observer._leaving:
+                    await asyncio.sleep(0.001)
 
     async def _records(self) -> dict[str, Build]:
         return {build.id: build for build in (await self.site.ledger.page(limit=500)).builds}
