@@ -31,10 +31,9 @@ class Witness:
     there: set[str] = field(default_factory=set)
     uids: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     ran: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Pod -> the uids whose container ran."""
+    """Pod -> the uids whose container ran to its end. One that was deleted at sight did not: a process that slept in the middle of a request
+    may make one for an attempt that is over."""
     most: int = 0
-    doubles: list[str] = field(default_factory=list)
-    """Builds that two pods of were alive at one moment."""
     to_end: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     """Pods of the crowd that were deleted while they ran."""
 
@@ -43,9 +42,9 @@ class Witness:
         build = pod["metadata"]["labels"][BUILD]
         self.uids[name].add(uid)
         states = [status["state"] for status in pod["status"].get("containerStatuses", ())]
-        if any("running" in state or state.get("terminated", {}).get("startedAt") for state in states):
-            self.ran[name].add(uid)
         ended = any("terminated" in state for state in states) or pod["status"].get("phase") in ("Succeeded", "Failed")
+        if any(state.get("terminated", {}).get("startedAt") for state in states) and not pod["metadata"].get("deletionTimestamp"):
+            self.ran[name].add(uid)
         if kind == "DELETED":
             self.there.discard(name)
             self.live.pop(name, None)
@@ -56,8 +55,6 @@ class Witness:
         if ended or (pod["metadata"].get("deletionTimestamp") and not states):
             self.live.pop(name, None)
         else:
-            if build in self.live.values() and name not in self.live:
-                self.doubles.append(build)
             self.live[name] = build
         self.most = max(self.most, len(self.live))
 
