@@ -95,7 +95,7 @@ def purl(image: ImageReference, digest: str) -> str:
 def queued(build: str, request: BuildRequest) -> str:
     """The CloudEvent's JSON for a build that is about to be taken in, of which there is no record yet."""
     told = {"build": build, "project": request.project, "state": "queued", "attempt": 0, **_given(request)}
-    return _say(EventType.QUEUED, f"{build}.0.{_SHORT[EventType.QUEUED]}", request.project, build, {}, told)
+    return _cd_event(EventType.QUEUED, f"{build}.0.{_SHORT[EventType.QUEUED]}", source_of(request.project), build, {}, told)
 
 
 def event(kind: EventType, build: Build, *, image: ImageReference | None = None) -> str:
@@ -116,14 +116,16 @@ def event(kind: EventType, build: Build, *, image: ImageReference | None = None)
         "digest": build.digest,
         **_given(build.request),
     }
-    return _say(kind, identity, build.project, subject, content, {key: value for key, value in told.items() if value is not None})
+    return _cd_event(
+        kind, identity, source_of(build.project), subject, content, {key: value for key, value in told.items() if value is not None}
+    )
 
 
 def promotion_published(promotion: Promotion, image: ImageReference) -> str:
     """The CloudEvent's JSON for a target of a promotion that stands at its image now."""
     told = {**_promoted(promotion), "image": str(image)}
     subject = purl(image, promotion.request.digest)
-    return _say(PromotionEvent.PUBLISHED, f"{promotion.id}.published.{image}", promotion.request.project, subject, {}, told)
+    return _cd_event(PromotionEvent.PUBLISHED, f"{promotion.id}.published.{image}", source_of(promotion.request.project), subject, {}, told)
 
 
 def promotion_finished(promotion: Promotion) -> str:
@@ -133,7 +135,7 @@ def promotion_finished(promotion: Promotion) -> str:
         told["overtaken"] = promotion.overtaken
     if promotion.message:
         told["message"] = promotion.message
-    return _say(PromotionEvent.FINISHED, f"{promotion.id}.finished", promotion.request.project, promotion.id, {}, told)
+    return _cd_event(PromotionEvent.FINISHED, f"{promotion.id}.finished", source_of(promotion.request.project), promotion.id, {}, told)
 
 
 def _promoted(promotion: Promotion) -> dict[str, Any]:
@@ -163,17 +165,8 @@ def mended_event(mended: Mapping[str, Sequence[str]]) -> str:
 
 def collection_event(kind: CollectionEvent, registry: str, run: str, told: Mapping[str, Any]) -> str:
     """The CloudEvent's JSON for a run; its id is the run's, so that a repeat collapses."""
-    envelope = {
-        "specversion": "1.0",
-        "id": f"{run}.{kind.value.split('.')[3]}",
-        "source": QUEUE_SOURCE,
-        "type": kind.value,
-        "subject": registry,
-        "time": datetime.now(UTC),
-        "datacontenttype": "application/json",
-        "data": {"registry": registry, "run": run, **told},
-    }
-    return to_json(envelope).decode()
+    identity, data = f"{run}.{kind.value.split('.')[3]}", {"registry": registry, "run": run, **told}
+    return _cloud_event(kind, identity, QUEUE_SOURCE, registry, data, datetime.now(UTC))
 
 
 def registry_event(kind: RegistryEvent, registry: str, plan: str, *, image: ImageReference | None = None, **told: Any) -> str:
@@ -181,40 +174,14 @@ def registry_event(kind: RegistryEvent, registry: str, plan: str, *, image: Imag
     identity = f"{plan}.{kind.split('.')[-4]}" + (f".{image}" if image else "")
     subject = purl(image, image.digest) if image and image.digest else str(image or registry)
     body = {"plan": plan, **({"image": str(image)} if image else {}), **told}
-    time, source = datetime.now(UTC), f"/crabpot/registries/{registry}"
-    data: dict[str, Any] = body
+    source = f"/crabpot/registries/{registry}"
     if kind is RegistryEvent.DELETED:  # a CDEvent: it has a form of its own
-        data = {
-            "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": kind.value, "timestamp": time},
-            "subject": {"id": subject, "source": source, "content": {}},
-            "customData": body,
-            "customDataContentType": "application/json",
-        }
-    envelope = {
-        "specversion": "1.0",
-        "id": identity,
-        "source": source,
-        "type": kind.value,
-        "subject": subject,
-        "time": time,
-        "datacontenttype": "application/json",
-        "data": data,
-    }
-    return to_json(envelope).decode()
+        return _cd_event(kind, identity, source, subject, {}, body)
+    return _cloud_event(kind, identity, source, subject, body, datetime.now(UTC))
 
 
 def _say_queue(kind: QueueEvent, scope: str, told: Mapping[str, Any]) -> str:
-    envelope = {
-        "specversion": "1.0",
-        "id": str(uuid7()),
-        "source": QUEUE_SOURCE,
-        "type": kind.value,
-        "subject": scope,
-        "time": datetime.now(UTC),
-        "datacontenttype": "application/json",
-        "data": told,
-    }
-    return to_json(envelope).decode()
+    return _cloud_event(kind, str(uuid7()), QUEUE_SOURCE, scope, told, datetime.now(UTC))
 
 
 def _given(request: BuildRequest) -> dict[str, Any]:
@@ -228,14 +195,26 @@ def _given(request: BuildRequest) -> dict[str, Any]:
     return told
 
 
-def _say(kind: EventType | PromotionEvent, identity: str, project: str, subject: str, content: dict[str, Any], told: dict[str, Any]) -> str:
-    source, time = source_of(project), datetime.now(UTC)
+def _cd_event(
+    kind: EventType | PromotionEvent | RegistryEvent,
+    identity: str,
+    source: str,
+    subject: str,
+    content: dict[str, Any],
+    told: dict[str, Any],
+) -> str:
+    """A CDEvent inside its CloudEvent; what is ours alone stands in customData."""
+    time = datetime.now(UTC)
     body = {
         "context": {"specversion": CDEVENTS_VERSION, "id": identity, "source": source, "type": kind.value, "timestamp": time},
         "subject": {"id": subject, "source": source, "content": content},
         "customData": told,
         "customDataContentType": "application/json",
     }
+    return _cloud_event(kind, identity, source, subject, body, time)
+
+
+def _cloud_event(kind: StrEnum, identity: str, source: str, subject: str, data: Mapping[str, Any], time: datetime) -> str:
     envelope = {
         "specversion": "1.0",
         "id": identity,
@@ -244,6 +223,6 @@ def _say(kind: EventType | PromotionEvent, identity: str, project: str, subject:
         "subject": subject,
         "time": time,
         "datacontenttype": "application/json",
-        "data": body,
+        "data": data,
     }
     return to_json(envelope).decode()
