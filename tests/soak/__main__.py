@@ -14,9 +14,9 @@ from pathlib import Path
 from ledger.errors import LedgerError
 from ledger.store import Ledger
 from tests.e2e.harness_cluster import Cluster
-from tests.soak.load import Load
+from tests.soak.load import REAL_PROJECT, Load
 from tests.soak.mischief import Mischief
-from tests.soak.report import Report, breaches_now, count
+from tests.soak.report import Report, breaches_now, count, records_of
 from tests.soak.site import Site, opened
 from tests.soak.witness import Witness, watched
 from worker.registry.client import RegistryClient
@@ -70,7 +70,7 @@ async def _soak(minutes: float, seed: int, pause: float, folder: Path) -> Report
         report = await count(ledger, load, witness, breaches)
         if not report.well:
             await site.ask_where()
-        report.tags_behind += await _tags_behind(ledger, load, image, site)
+        report.tags_behind += await _tags_behind(ledger, image, site)
         if not report.well:
             _keep_logs(site)
         await ledger.close()
@@ -105,10 +105,9 @@ async def _until_all_ended(ledger: Ledger, witness: Witness) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _tags_behind(ledger: Ledger, load: Load, image: str, site: Site) -> list[str]:
+async def _tags_behind(ledger: Ledger, image: str, site: Site) -> list[str]:
     """The mutable tag must be the last push's that succeeded. A tag of a step that was stopped may be put right a minute later."""
-    records = [await ledger.read(build) for build in load.real]
-    done = [record for record in records if record.state == "succeeded"]
+    done = [record for record in (await records_of(ledger)).values() if record.project == REAL_PROJECT and record.state == "succeeded"]
     if not done:
         return ["no real build succeeded"]
     last = max(done, key=lambda record: record.sequence)

@@ -22,6 +22,8 @@ ENDS = {
     "slow": ({"crowd/run": "6s"}, 10),
 }
 """What becomes of a pod of the crowd, and how often."""
+REAL_PROJECT = "real"
+"""Whose builds are real ones, on the node that has a kubelet."""
 _AWAY = (LedgerUnavailable, LedgerFull, QueueFull)
 
 
@@ -110,7 +112,7 @@ class Load:
         self.kinds["real"] += 1
         return BuildRequest.parse(
             {
-                "project": "real",
+                "project": REAL_PROJECT,
                 "source": self._source,
                 "destinations": [f"{self._image}/real:1.0.{self._number}", f"{self._image}/real:latest"],
                 "registries": {"insecure": [self._insecure]},

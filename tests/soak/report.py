@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ledger.audit import Audit
-from ledger.build import Build, State
+from ledger.build import Build
 from ledger.store import Ledger
 from tests.soak.load import Load
 from tests.soak.site import AT_ONCE
@@ -54,7 +54,7 @@ class Report:
 
 async def count(ledger: Ledger, load: Load, witness: Witness, breaches: list[str]) -> Report:
     """Compare what was asked for, what the ledger says, what the stream told, and what the cluster saw."""
-    records = await _records(ledger)
+    records = await records_of(ledger)
     states = Counter(str(records[build].state) if build in records else "lost" for build in load.accepted)
     unfinished = [
         f"not ended: {build} {records[build].state if build in records else 'LOST'}"
@@ -82,7 +82,8 @@ def _ended(records: dict[str, Build], build: str) -> bool:
     return build in records and records[build].state.final
 
 
-async def _records(ledger: Ledger) -> dict[str, Build]:
+async def records_of(ledger: Ledger) -> dict[str, Build]:
+    """Every build, also those whose submit was never answered."""
     found: dict[str, Build] = {}
     cursor = None
     while True:
@@ -119,6 +120,3 @@ async def breaches_now(ledger: Ledger, witness: Witness) -> list[str]:
     if len(by_right) > AT_ONCE:
         found.append(f"{len(by_right)} pods lived")
     return found
-
-
-__all__ = ["Report", "State", "breaches_now", "count"]
