@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from ledger.build import milliseconds, moment
 from ledger.codec import pairs
 from ledger.connection import Connection
+from ledger.references import ImageReference
 
 _PRUNED = 500
 """Manifests that are forgotten in one call."""
@@ -83,10 +84,10 @@ class Shelf:
             flat = [word for digest, at in created.items() for word in (digest, at.isoformat() if at else "")]
             await self._connection.command("HSET", self._keys.created, *flat)
 
-    async def record_push(self, repository: str, tag: str, pushed: Pushed) -> None:
-        """A push of ours. Written again it is the same."""
+    async def record_push(self, images: Iterable[ImageReference], pushed: Pushed) -> None:
+        """A push of ours, of all these tags. Written again it is the same."""
         told = json.dumps([pushed.digest, milliseconds(pushed.at), pushed.branch])
-        await self._connection.command("HSET", self._keys.pushes(repository), tag, told)
+        await self._connection.commands(*(("HSET", self._keys.pushes(image.name), image.reference, told) for image in images))
 
     async def pushes(self, repository: str) -> dict[str, Pushed]:
         """Our last push of each tag."""

@@ -45,8 +45,12 @@ class Tags:
         return {tag: Wanted.parse(stored) for tag, stored in zip(tags, answer[1:], strict=True)}
 
     async def wanted(self, repository: str, tag: str) -> Wanted | None:
-        stored = await self._connection.command("HGET", self._connection.keys.tags(repository), tag)
-        return Wanted.parse(stored) if stored else None
+        return (await self.all_wanted(repository, [tag])).get(tag)
+
+    async def all_wanted(self, repository: str, tags: Sequence[str]) -> dict[str, Wanted]:
+        """Those of the tags for which something is wanted."""
+        stored = await self._connection.command("HMGET", self._connection.keys.tags(repository), *tags)
+        return {tag: Wanted.parse(found) for tag, found in zip(tags, stored, strict=True) if found}
 
     async def retire(self, repository: str, tag: str, digest: str) -> bool:
         """Want a tag no more, so that nobody puts it back. False: a build wants it to be something else by now."""

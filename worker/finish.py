@@ -120,11 +120,11 @@ class _Finish:
         """When these tags were pushed: retention goes by that, and not by what the image says of itself."""
         build, source = self._build, self._build.request.source
         branch = branch_of(source.ref) if isinstance(source, GitSource) and source.ref else None
-        push = Pushed(build.digest or "", build.publishing_since, branch)
-        for image in sorted({pushed, *build.request.images}, key=str):
-            wanted = await self._place.ledger.tags.wanted(image.name, image.reference)
-            if image.tag and (wanted is None or wanted.digest == build.digest):
-                await self._place.ledger.shelf.record_push(image.name, image.tag, push)
+        moved = build.moved_tags  # of one repository, the pushed image's
+        wanted = await self._place.ledger.tags.all_wanted(moved[0].name, [image.reference for image in moved]) if moved else {}
+        overtaken = {image for image in moved if (found := wanted.get(image.reference)) and found.digest != build.digest}
+        tagged = {image for image in (pushed, *build.request.images) if image.tag} - overtaken
+        await self._place.ledger.shelf.record_push(sorted(tagged, key=str), Pushed(build.digest or "", build.publishing_since, branch))
 
     async def _hold(self) -> None:
         """Before each request to the registry. VersionConflict: another goes on with it."""

@@ -116,9 +116,8 @@ class _Promoting:
 
     async def _tell(self, image: ImageReference) -> None:
         """A target is set: written down and told in one call. To retention it is a push of ours."""
-        assert image.tag is not None
         now = await self._place.ledger.now()
-        await self._place.ledger.shelf.record_push(image.name, image.tag, Pushed(self._request.digest, now, None))
+        await self._place.ledger.shelf.record_push([image], Pushed(self._request.digest, now, None))
         self._promotion = self._promotion.changed(promoted=(*self._promotion.promoted, str(image)))
         await self._claim.write(self._promotion.to_progress(), events=[promotion_published(self._promotion, image)])
 

@@ -69,6 +69,19 @@ async def test_a_claimed_build_is_left_alone(site, registry, monkeypatch):
     assert (await site.ledger.read(build.id)).state is SUCCEEDED
 
 
+async def test_each_tag_is_recorded_as_our_push_but_one_that_a_later_push_has_taken(site, registry):
+    """Retention goes by it."""
+    await site.lead()
+    first, later = await pushed(site, registry, commit="a" * 40), await pushed(site, registry, commit="b" * 40)
+    for build in (later, first):
+        await finish(site.place, build.id)
+    one, two = await site.ledger.read(first.id), await site.ledger.read(later.id)
+    pushes = await site.ledger.shelf.pushes(first.request.images[0].name)
+    found = {tag: push.digest for tag, push in pushes.items() if tag in ("a" * 40, "b" * 40, "latest")}
+    assert found == {"a" * 40: one.digest, "b" * 40: two.digest, "latest": two.digest}
+    assert {push.branch for tag, push in pushes.items() if tag in found} == {"main"}
+
+
 @pytest.mark.parametrize("where", ["image_size", "resolve", "manifest"])
 async def test_a_stopped_finisher_that_goes_on_changes_nothing(site, registry, monkeypatch, where):
     await site.lead()

@@ -70,6 +70,6 @@ async def _tag(place: Place, claim: Claim, client: RegistryClient, image: ImageR
         await client.put_manifest(image, entry.body, entry.media_type)
     # It is as old as it was, or it would push newer ones out of `last`; and pinned, or tonight's plan would take it away again.
     if image.reference in entry.pushed:
-        await place.ledger.shelf.record_push(image.name, image.reference, Pushed(entry.digest, entry.pushed[image.reference], None))
+        await place.ledger.shelf.record_push([image], Pushed(entry.digest, entry.pushed[image.reference], None))
     await place.ledger.shelf.pin(mark_of(image), f"put back: the plan {entry.plan[:12]} was undone")
     return "returned"
