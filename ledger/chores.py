@@ -7,8 +7,9 @@ A killed worker costs the rest of its claim. Of the chores of one registry one i
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -111,6 +112,15 @@ class Chores:
         if not fields:
             raise NotFound(f"there is no chore {name}")
         return _chore(name, pairs(fields), due)
+
+    async def follow(self, name: str, pulse: float) -> AsyncIterator[Chore]:
+        """A chore now, and every so many seconds until it has ended: the last is how it ended. NotFound."""
+        while True:
+            found = await self.read(name)
+            yield found
+            if found.state is not ChoreState.WAITING:
+                return
+            await asyncio.sleep(pulse)
 
     async def all(self, *kinds: str) -> list[Chore]:
         """The chores of some kinds (none: of all), those under way first, then those that have ended, newest first."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ledger.access import RegistryAccess
+from ledger.chores import Chore
 from ledger.fields import AbsolutePath, Duration, Frozen, Name, RegistryHost
 from ledger.quantities import parse_duration
 from ledger.schedule import Schedule
@@ -87,6 +88,18 @@ class CollectsItself(Collected):
         if self.aliases or self.schedule:
             raise ValueError("a registry that collects its own garbage takes neither aliases nor a schedule here")
         return self
+
+
+def told_of(chore: Chore) -> dict[str, Any]:
+    """A run as commands and REST tell of it: JSON."""
+    return {
+        "name": chore.name,
+        "registry": chore.registry,
+        "state": chore.state.value,
+        "said": chore.said,
+        "updated": chore.updated.isoformat(),
+        "run": chore.progress.get("state"),
+    }
 
 
 AnyCollected = Annotated[CollectedInKubernetes | CollectedOnThisMachine | CollectsItself, Field(discriminator="kind")]

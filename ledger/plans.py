@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from ledger.build import milliseconds, moment
-from ledger.chores import Command
+from ledger.chores import Chores, Command
 from ledger.codec import pairs
 from ledger.connection import Connection
 from ledger.errors import Conflict, NotFound
@@ -51,12 +51,24 @@ class StoredPlan:
     despite: tuple[str, ...] = ()
     """Clusters whose silence the approval takes on itself."""
 
+    def told(self) -> dict[str, Any]:
+        """As commands and REST tell of it: JSON."""
+        return {
+            "plan": self.sha256,
+            "registry": self.registry,
+            "state": str(self.state),
+            "made": self.made.isoformat(),
+            "approved_by": self.approved_by,
+            "despite": list(self.despite),
+            **self.totals,
+        }
+
 
 class Plans:
-    """Storing, listing and approving plans."""
+    """Storing, listing, approving and undoing plans."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._keys = connection, connection.keys
+    def __init__(self, connection: Connection, chores: Chores) -> None:
+        self._connection, self._keys, self._chores = connection, connection.keys, chores
 
     async def store(self, sha256: str, text: str, registry: str, made: datetime, totals: Mapping[str, Any]) -> None:
         """Store a plan; the oldest of its registry go. A plan that is there already stays as it is."""
@@ -103,8 +115,8 @@ class Plans:
             raise NotFound(f"there is no plan {sha256} any more; make a new one with `crabpot retention plan`")
         return found
 
-    async def approve(self, sha256: str, by: str, now: datetime, despite: tuple[str, ...] = ()) -> None:
-        """Let a plan be applied. Conflict: it is too old, or was applied already."""
+    async def approve(self, sha256: str, by: str, now: datetime, despite: tuple[str, ...] = ()) -> str:
+        """Let a worker apply a plan; the name of the chore that does. Conflict: it is too old, or was applied already."""
         plan = await self.read(sha256)
         if plan.state not in (PlanState.PROPOSED, PlanState.APPROVED):
             raise Conflict(f"the plan {sha256[:12]} was {plan.state} already; make a new one with `crabpot retention plan`")
@@ -113,6 +125,15 @@ class Plans:
         await self._connection.command(
             "HSET", self._keys.plan(sha256), "state", PlanState.APPROVED, "approved_by", by, "despite", json.dumps(despite)
         )
+        chore = f"apply:{sha256}"
+        await self._chores.start(chore, plan.registry, {"at": 0})
+        return chore
+
+    async def undo(self, plan: StoredPlan) -> str:
+        """Let a worker put back what the bin still has of a plan; the name of the chore that does."""
+        chore = f"undo:{plan.sha256}"
+        await self._chores.start(chore, plan.registry)
+        return chore
 
     def marked(self, sha256: str, state: PlanState) -> Command:
         """The command that writes what has become of a plan."""

@@ -58,10 +58,10 @@ class Ledger:
         self.holds = Holds(connection, settings.event_stream_length)
         self.limits = Limits(connection, settings.event_stream_length, self.holds)
         self.shelf = Shelf(connection)
-        self.plans = Plans(connection)
+        self.chores = Chores(connection, settings.event_stream_length)
+        self.plans = Plans(connection, self.chores)
         self.bin = Bin(connection)
         self.usage = Usage(connection)
-        self.chores = Chores(connection, settings.event_stream_length)
         self.promotions = Promotions(connection, self.chores)
         self.submissions = Submission(settings.event_stream_length)
         self._offset: float | None = None
@@ -70,6 +70,16 @@ class Ledger:
     def open(cls, settings: Settings) -> Self:
         """A ledger on the Redis that the settings name; connects when first used."""
         return cls(Connection(settings.redis_url, Keys(settings.prefix)), settings)
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
+        """The same for the length of a block."""
+        ledger = cls.open(settings)
+        try:
+            yield ledger
+        finally:
+            await ledger.close()
 
     @property
     def connection(self) -> Connection:

@@ -154,9 +154,8 @@ async def _registries(registries: Registries, projects: dict[str, ProjectSetting
 
 async def diagnose_ledger(settings: Settings, *, mend: bool) -> AsyncIterator[Finding]:
     """Every place where an index of the ledger and its records disagree; one finding that all is well where there is none."""
-    ledger = Ledger.open(settings)
-    faults = 0
-    try:
+    async with Ledger.opened(settings) as ledger:
+        faults = 0
         async for found in Audit(ledger.connection, mend=mend).all():
             for fault in found:
                 faults += 1
@@ -167,8 +166,6 @@ async def diagnose_ledger(settings: Settings, *, mend: bool) -> AsyncIterator[Fi
         if not faults:
             builds = sum((await ledger.count()).values())
             yield Finding("ledger", True, f"every index agrees with the records of {builds} builds")
-    finally:
-        await ledger.close()
 
 
 @click.command()

@@ -49,8 +49,7 @@ class Access:
     @asynccontextmanager
     async def _as_project(self, kind: type[_Client], registry: str, name: str) -> AsyncIterator[_Client]:
         settings = Settings.load()
-        ledger = Ledger.open(settings)
-        try:
+        async with Ledger.opened(settings) as ledger:
             projects = await ledger.projects()
             if name not in projects:
                 raise NotFound(f"there is no project {name} in the ledger; it has {', '.join(sorted(projects)) or 'none'}")
@@ -61,8 +60,6 @@ class Access:
             finally:
                 await registries.close()
                 await cluster.close()
-        finally:
-            await ledger.close()
 
     def _credentials(self) -> Credentials:
         if self.docker_config is not None:

@@ -79,7 +79,7 @@ def show(sha: str, everything: bool, as_json: bool) -> None:
     stored, text, report = _on_ledger(work)
     made = read_plan(text, stored.sha256)
     if as_json:
-        say_json({**_told(stored), "decisions": _decisions(made, report, everything=everything)})
+        say_json({**stored.told(), "decisions": _decisions(made, report, everything=everything)})
         return
     click.echo(f"{stored.sha256}  {stored.registry}  {stored.state}  {stored.made:%Y-%m-%d %H:%M}")
     for why in stored.totals.get("review", ()):
@@ -100,9 +100,8 @@ def approve(sha: str, despite: tuple[str, ...], timeout: float, as_json: bool) -
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
         found = await ledger.plans.find(sha)
-        await ledger.plans.approve(found.sha256, getpass.getuser(), await ledger.now(), despite)
-        await ledger.chores.start(f"apply:{found.sha256}", found.registry, {"at": 0})
-        return await _ended(ledger, f"apply:{found.sha256}", timeout), await ledger.plans.report(found.sha256)
+        chore = await ledger.plans.approve(found.sha256, getpass.getuser(), await ledger.now(), despite)
+        return await _ended(ledger, chore, timeout), await ledger.plans.report(found.sha256)
 
     _say_report(*_on_ledger(work), as_json)
 
@@ -116,8 +115,7 @@ def undo(sha: str, timeout: float, as_json: bool) -> None:
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
         found = await ledger.plans.find(sha)
-        await ledger.chores.start(f"undo:{found.sha256}", found.registry)
-        return await _ended(ledger, f"undo:{found.sha256}", timeout), await ledger.plans.report(found.sha256)
+        return await _ended(ledger, await ledger.plans.undo(found), timeout), await ledger.plans.report(found.sha256)
 
     _say_report(*_on_ledger(work), as_json)
 
@@ -145,11 +143,8 @@ def try_policy(policy: Path, inventory: Path, as_json: bool) -> None:
 
 def _on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:
     async def run() -> _T:
-        ledger = Ledger.open(Settings.load())
-        try:
+        async with Ledger.opened(Settings.load()) as ledger:
             return await work(ledger)
-        finally:
-            await ledger.close()
 
     return asyncio.run(run())
 
@@ -157,20 +152,17 @@ def _on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:
 async def _ended(ledger: Ledger, chore: str, seconds: float) -> str:
     """How a chore ended. Conflict: it was stopped; LedgerUnavailable: nobody came to it, or it takes longer."""
     end = monotonic() + seconds
-    while True:
-        found = await ledger.chores.read(chore)
-        if found.state is ChoreState.DONE:
-            return found.said or ""
+    async for found in ledger.chores.follow(chore, _PULSE):
         if found.state is ChoreState.STOPPED:
             raise Conflict(f"{chore} stopped: {found.said}")
-        if monotonic() > end:
+        if found.state is ChoreState.WAITING and monotonic() > end:
             raise LedgerUnavailable(f"{chore} has not ended ({found.said or 'no more is known'}); do `crabpot watch` and a worker run?")
-        await asyncio.sleep(_PULSE)
+    return found.said or ""
 
 
 def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:
     if as_json:
-        say_json([_told(one) for one in plans])
+        say_json([one.told() for one in plans])
         return
     rows = (
         (one.sha256[:12], one.registry, str(one.state), f"{one.made:%Y-%m-%d %H:%M}", str(one.totals.get("delete", "")),
@@ -178,13 +170,6 @@ def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:
         for one in plans
     )  # fmt: skip
     say_table(("PLAN", "REGISTRY", "STATE", "MADE", "DELETE", "UNTAG", "FREES", "TO BE APPROVED"), rows)
-
-
-def _told(one: StoredPlan) -> dict[str, Any]:
-    return {
-        "plan": one.sha256, "registry": one.registry, "state": str(one.state), "made": one.made.isoformat(),
-        "approved_by": one.approved_by, "despite": list(one.despite), **one.totals,
-    }  # fmt: skip
 
 
 def _decisions(made: Plan, report: dict[str, str], *, everything: bool) -> list[dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ledger.chores import Chore
-from ledger.collected import CHORES
+from ledger.collected import CHORES, told_of
 from ledger.errors import RequestInvalid
 from ledger.fields import Frozen, RegistryHost
 from ledger.request import problems_of
@@ -30,7 +29,7 @@ _GIVEN = TypeAdapter(_Given)
 async def page(request: Request) -> Response:
     """GET /v1/collections: those under way first, then those that have ended, newest first."""
     found = await _ledger(request).chores.all(*CHORES.values())
-    return JSONResponse({"collections": [_told(chore) for chore in found]})
+    return JSONResponse({"collections": [told_of(chore) for chore in found]})
 
 
 async def create(request: Request) -> Response:
@@ -43,18 +42,7 @@ async def create(request: Request) -> Response:
     registry = (await ledger.site()).collected(given.registry).registry
     name = f"{CHORES[given.kind]}:{registry}"
     started = await ledger.chores.start(name, registry)
-    return JSONResponse(_told(await ledger.chores.read(name)), 202 if started else 200)
-
-
-def _told(chore: Chore) -> dict[str, Any]:
-    return {
-        "name": chore.name,
-        "registry": chore.registry,
-        "state": chore.state.value,
-        "said": chore.said,
-        "updated": chore.updated.isoformat(),
-        "run": chore.progress.get("state"),
-    }
+    return JSONResponse(told_of(await ledger.chores.read(name)), 202 if started else 200)
 
 
 def _ledger(request: Request) -> Ledger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 from pydantic import Field, TypeAdapter, ValidationError
@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 
 from ledger.errors import Problem, RequestInvalid
 from ledger.fields import Frozen, Image
-from ledger.plans import StoredPlan
 from ledger.references import ImageReference
 from ledger.request import problems_of
 from ledger.site import SecretSource
@@ -41,7 +40,7 @@ _APPROVAL, _REPORT = TypeAdapter(_Approval), TypeAdapter(_Report)
 
 async def plans(request: Request) -> Response:
     """GET /v1/retention/plans: newest first."""
-    return JSONResponse({"plans": [_told(plan) for plan in await _ledger(request).plans.all()]})
+    return JSONResponse({"plans": [plan.told() for plan in await _ledger(request).plans.all()]})
 
 
 async def show(request: Request) -> Response:
@@ -49,7 +48,7 @@ async def show(request: Request) -> Response:
     ledger = _ledger(request)
     found = await ledger.plans.find(request.path_params["plan"])
     decided = json.loads(await ledger.plans.text(found.sha256))
-    return JSONResponse({**_told(found), "decided": decided, "report": await ledger.plans.report(found.sha256)})
+    return JSONResponse({**found.told(), "decided": decided, "report": await ledger.plans.report(found.sha256)})
 
 
 async def approve(request: Request) -> Response:
@@ -61,16 +60,15 @@ async def approve(request: Request) -> Response:
     ledger = _ledger(request)
     found = await ledger.plans.find(request.path_params["plan"])
     await ledger.plans.approve(found.sha256, given.by, await ledger.now(), given.despite)
-    await ledger.chores.start(f"apply:{found.sha256}", found.registry, {"at": 0})
-    return JSONResponse(_told(await ledger.plans.read(found.sha256)), 202)
+    return JSONResponse((await ledger.plans.read(found.sha256)).told(), 202)
 
 
 async def undo(request: Request) -> Response:
     """POST /v1/retention/plans/{plan}/undo: a worker puts back what the bin still has."""
     ledger = _ledger(request)
     found = await ledger.plans.find(request.path_params["plan"])
-    await ledger.chores.start(f"undo:{found.sha256}", found.registry)
-    return JSONResponse(_told(found), 202)
+    await ledger.plans.undo(found)
+    return JSONResponse(found.told(), 202)
 
 
 async def report_images(request: Request) -> Response:
@@ -101,18 +99,6 @@ def _secret(name: str, source: SecretSource) -> bytes | None:
         log.error("cluster_token_unreadable", cluster=name, error=str(error))
         return None
     return text.encode() or None
-
-
-def _told(plan: StoredPlan) -> dict[str, Any]:
-    return {
-        "plan": plan.sha256,
-        "registry": plan.registry,
-        "state": str(plan.state),
-        "made": plan.made.isoformat(),
-        "approved_by": plan.approved_by,
-        "despite": list(plan.despite),
-        **plan.totals,
-    }
 
 
 def _ledger(request: Request) -> Ledger:

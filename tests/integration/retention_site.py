@@ -62,7 +62,6 @@ class RetentionSite:
 
     async def approve(self, sha: str, *despite: str) -> None:
         await self.ledger.plans.approve(sha, "ada", await self.ledger.now(), despite)
-        await self.ledger.chores.start(f"apply:{sha}", self.registry.host)
 
     async def apply(self, sha: str, *despite: str) -> str:
         await self.approve(sha, *despite)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
 
 import click
 
 from ledger.chores import Chore, ChoreState
-from ledger.collected import CHORES
+from ledger.collected import CHORES, told_of
 from ledger.console import say_json, say_table
 from ledger.settings import Settings
 from ledger.store import Ledger
@@ -53,21 +50,20 @@ def status(as_json: bool) -> None:
 
 
 async def _start(kind: str, registry: str, wait: bool, as_json: bool) -> None:
-    async with _ledger() as ledger:
+    async with Ledger.opened(Settings.load()) as ledger:
         named = (await ledger.site()).collected(registry).registry
         name = f"{kind}:{named}"
         if not await ledger.chores.start(name, named):
             click.echo(f"crabpot: it is under way already ({name})", err=True)
-        chore = await ledger.chores.read(name)
         shown = ""
-        while wait and chore.state is ChoreState.WAITING:
-            if chore.said and chore.said != shown and not as_json:
+        async for chore in ledger.chores.follow(name, _LOOK):
+            if not wait:
+                break
+            if chore.state is ChoreState.WAITING and chore.said and chore.said != shown and not as_json:
                 shown = chore.said
                 click.echo(shown, err=True)
-            await asyncio.sleep(_LOOK)
-            chore = await ledger.chores.read(name)
     if as_json:
-        say_json(_told(chore))
+        say_json(told_of(chore))
     elif wait:
         click.echo(chore.said or "")
     else:
@@ -77,33 +73,13 @@ async def _start(kind: str, registry: str, wait: bool, as_json: bool) -> None:
 
 
 async def _status(as_json: bool) -> None:
-    async with _ledger() as ledger:
+    async with Ledger.opened(Settings.load()) as ledger:
         chores = await ledger.chores.all(*CHORES.values())
     if as_json:
-        say_json({"collections": [_told(chore) for chore in chores]})
+        say_json({"collections": [told_of(chore) for chore in chores]})
         return
     rows = [(chore.name, chore.state.value, _step(chore), _time(chore.updated), chore.said or "") for chore in chores]
     say_table(("COLLECTION", "STATE", "STEP", "UPDATED", "WHAT"), rows, {})
-
-
-@asynccontextmanager
-async def _ledger() -> AsyncIterator[Ledger]:
-    ledger = Ledger.open(Settings.load())
-    try:
-        yield ledger
-    finally:
-        await ledger.close()
-
-
-def _told(chore: Chore) -> dict[str, Any]:
-    return {
-        "name": chore.name,
-        "registry": chore.registry,
-        "state": chore.state.value,
-        "said": chore.said,
-        "updated": chore.updated.isoformat(),
-        "run": chore.progress.get("state"),
-    }
 
 
 def _failed(chore: Chore) -> bool:

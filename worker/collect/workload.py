@@ -71,11 +71,6 @@ class Workload:
         return found
 
     @property
-    def restarted(self) -> str | None:
-        found: str | None = (self.template["metadata"].get("annotations") or {}).get(RESTARTED)
-        return found
-
-    @property
     def unsettled(self) -> str | None:
         """Whether its controller has done what was asked of it."""
         status, wanted = self.body.get("status") or {}, self.body["spec"].get("replicas", 1)

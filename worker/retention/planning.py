@@ -41,7 +41,6 @@ async def make_plan(place: Place, claim: Claim) -> Next:
     await claim.write({"plan": sha256}, events=[event])
     if any(goes_by_itself(repository) for repository in made.repositories):
         await place.ledger.plans.approve(sha256, AUTOMATIC, await place.ledger.now())
-        await place.ledger.chores.start(f"apply:{sha256}", registry)
     return done(sha256)
 
 
