@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from ledger.access import RegistryAccess
@@ -104,13 +103,6 @@ class DeployedRegistry:
     def blobs(self) -> set[str]:
         return {f"sha256:{data.parent.name}" for data in self.data.glob("docker/registry/v2/blobs/sha256/*/*/data")}
 
-    def serves(self) -> bool:
-        try:
-            with self.server.http() as http:
-                return http.get("").status_code == 200
-        except httpx.TransportError:
-            return False
-
     def account(self, folder: Path, how: str) -> Path:
         """A kubeconfig of the account that the chart gives the right to collect this registry, and of no other right."""
         given = {"namespace": self.namespace, "workload": "deployment/registry", "claim": "registry", "how": how}
@@ -182,7 +174,7 @@ def deployed_registry(cluster: Cluster, folder: Path) -> Iterator[DeployedRegist
             found = DeployedRegistry(cluster, namespace, RegistryServer(host, None, (USER, PASSWORD)), data, folder / "config.json")  # type: ignore[arg-type]
             login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
             found.docker_config.write_text(json.dumps({"auths": {host: {"auth": login}}}))
-            until(found.serves, lambda: f"the registry serves: {cluster.kubectl('--namespace', namespace, 'get', 'events')}", 60)
+            until(found.server.serves, lambda: f"the registry serves: {cluster.kubectl('--namespace', namespace, 'get', 'events')}", 60)
             yield found
         finally:
             cluster.kubectl("delete", "persistentvolume", namespace, "--ignore-not-found", "--wait=false")

@@ -59,7 +59,7 @@ class Content:
 
     def check(self) -> None:
         """The registry is read-write and as it was deployed, and what was pushed can be read."""
-        until(self.registry.serves, "the registry serves")
+        until(self.registry.server.serves, "the registry serves")
         self.registry.server.push_image("team/after", self.mark, layers=(b"after",))
         with self.registry.server.http() as http:
             for repository, raw in self.kept:

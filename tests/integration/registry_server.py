@@ -76,6 +76,13 @@ class RegistryServer:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=f"http://{self.host}/v2/", auth=self.auth, trust_env=False, verify=False)
 
+    def serves(self) -> bool:
+        try:
+            with self.http() as http:
+                return http.get("").status_code == 200
+        except httpx.TransportError:
+            return False
+
     def push_blob(self, repository: str, raw: bytes) -> dict[str, Any]:
         """Store a blob; its descriptor without a media type."""
         digest = digest_of(raw)

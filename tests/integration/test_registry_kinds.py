@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +25,9 @@ from worker.registry.copying import copy_image
 from worker.registry.rehearsal import Rehearsal
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]
-
-
 @pytest.fixture(scope="module")
-def registry(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with kind.run(tmp_path_factory.mktemp("registry")) as server:
-        yield server
+def registry(registry_of_kind: RegistryServer) -> RegistryServer:
+    return registry_of_kind
 
 
 @pytest.fixture

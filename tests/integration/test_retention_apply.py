@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -12,18 +12,15 @@ import pytest
 from ledger.chores import ChoreState
 from ledger.errors import Conflict
 from ledger.plans import PlanState
-from tests.integration.registry_kinds import KINDS, Kind
 from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    kind: Kind = KINDS[request.param]
-    with kind.run(tmp_path_factory.mktemp("registry")) as server:
-        yield server
+@pytest.fixture(scope="module")
+def registry(registry_of_kind: RegistryServer) -> RegistryServer:
+    return registry_of_kind
 
 
 @pytest.fixture

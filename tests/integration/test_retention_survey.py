@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from ledger.errors import RegistryUnsupported
 from ledger.references import ImageReference
 from ledger.retention import Retention
-from tests.integration.registry_kinds import KINDS, Kind
+from tests.integration.registry_kinds import Kind
 from tests.integration.registry_server import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -37,15 +37,9 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CREATED = "2025-12-24T18:00:00.123456789Z"
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]
-
-
 @pytest.fixture(scope="module")
-def registry(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with kind.run(tmp_path_factory.mktemp("registry")) as server:
-        yield server
+def registry(registry_of_kind: RegistryServer) -> RegistryServer:
+    return registry_of_kind
 
 
 @pytest.fixture
