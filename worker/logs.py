@@ -6,12 +6,13 @@ A capture that begins again (a new leader, a broken stream) goes on after the la
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from datetime import datetime, timedelta
 
 import structlog
 
-from ledger.errors import ClusterError, CrabpotError, FenceLost, NotFound
+from ledger.errors import ClusterError, CrabpotError, FenceLost, LedgerUnavailable, NotFound
 from ledger.leases import Fence
 from ledger.logbook import Line
 from ledger.redaction import clean
@@ -35,6 +36,8 @@ class Capture:
     def __init__(self, place: Place, pod: Pod, fence: Fence) -> None:
         self._place, self._pod, self._fence = place, pod, fence
         self._buffer: list[Line] = []
+        self._batch: list[Line] = []
+        """What is being stored. It stays as it is until the ledger has it, which knows a batch that is sent again."""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._last: datetime | None = None
         self._lock = asyncio.Lock()
@@ -64,7 +67,7 @@ class Capture:
                         text="crabpot: the rest of this log could not be read from the cluster",
                     )
                 )
-            await self.flush(complete=True)
+            await self._flush_patiently(complete=True)
         except FenceLost:
             raise
         except NotFound:
@@ -96,7 +99,7 @@ class Capture:
             if last is None or line.time > last:
                 self._add(line)
                 if len(self._buffer) >= _BATCH_LINES:
-                    await self.flush()
+                    await self._flush_patiently()
 
     def _add(self, line: LogLine) -> None:
         text = clean(line.text)
@@ -107,9 +110,24 @@ class Capture:
     async def flush(self, *, complete: bool = False) -> None:
         """Store what has come so far."""
         async with self._lock:
-            if self._buffer or complete:
-                lines, self._buffer = self._buffer, []
-                await self._place.ledger.logs.append(self._pod.build, self._pod.attempt, lines, complete=complete, fence=self._fence)
+            while self._batch or self._buffer or complete:
+                if not self._batch:
+                    self._batch, self._buffer = self._buffer, []
+                last = complete and not self._buffer
+                await self._place.ledger.logs.append(self._pod.build, self._pod.attempt, self._batch, complete=last, fence=self._fence)
+                self._batch = []
+                if last:
+                    return
+
+    async def _flush_patiently(self, *, complete: bool = False) -> None:
+        """Wait for Redis, as long as we lead: what is not stored now would be lost, or fill the memory."""
+        while True:
+            try:
+                await self.flush(complete=complete)
+                return
+            except LedgerUnavailable as error:
+                log.warning("log_flush_failed", pod=self._pod.name, error=str(error))
+                await asyncio.sleep(random.uniform(0.2, 1.0))
 
     @property
     def tail(self) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 PATIENCE = 120.0
 """Seconds that a follower waits for Redis to come back before its answer ends."""
+LATE = 10.0
+"""Seconds without a line after which the log of an attempt that is over has no more: it was dropped, or could not be read."""
 
 
 async def changes(ledger: Ledger, build: str, seconds: float | None) -> AsyncIterator[Build]:
@@ -56,16 +58,16 @@ class LogFollower:
                 continue
             build = await self._ledger.read(self._build.id)
             more = build.attempt > self._attempt
-            if self._complete or ((build.state.final or more) and await self._silent()):
+            if self._complete or ((build.state.final or more) and await self._silent(build)):
                 if self._only is not None or (build.state.final and not more):
                     return
                 if more:
                     self._attempt, self._place, self._complete = self._attempt + 1, "0-0", False
 
-    async def _silent(self) -> bool:
-        """Whether an ended attempt's log stays without an end: it never ran, or its log was dropped."""
-        last, _ = await self._ledger.logs.last_time(self._build.id, self._attempt)
-        return last is None or not (await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=3.0))[0]
+    async def _silent(self, build: Build) -> bool:
+        """Whether an ended attempt's log stays without an end. It may come late: the end of a build does not wait for it."""
+        ran = any(run.started for attempt in build.attempts if attempt.number == self._attempt for run in attempt.runs)
+        return not ran or not (await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=LATE))[0]
 
 
 async def stored(ledger: Ledger, build: Build, attempt: int) -> AsyncIterator[list[Line]]:

@@ -237,3 +237,30 @@ async def test_a_cancel_reaches_whoever_asks_the_ledger(redis_url):
         await asyncio.wait(asking)
         await ledger.close()
         assert not going_on, f"{len(going_on)} of {len(done)} went on, cancelled after {number} turns of the loop"
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["lost", "answer lost"])
+async def test_lines_that_redis_did_not_take_are_stored_later_and_once(site, registry, monkeypatch, written):
+    """Also the last ones, after which the pod goes."""
+    await site.lead()
+    build, pod = await started(site, registry)
+    site.cluster.lines[pod] = [f"line {number}" for number in range(1200)]
+    append, failures = site.ledger.logs.append, 0
+
+    async def failing(*arguments, **options):
+        nonlocal failures
+        failures += 1
+        if failures % 2 and not written:
+            raise LedgerUnavailable
+        await append(*arguments, **options)
+        if failures % 2:
+            raise LedgerUnavailable
+
+    monkeypatch.setattr(site.ledger.logs, "append", failing)
+    await site.cluster.end(pod, message=push(registry, build))
+    async with asyncio.timeout(10):
+        while site.cluster.live:
+            await asyncio.sleep(0.01)
+    assert failures > 4
+    told = [line.text async for batch in site.ledger.logs.follow(build.id, 1) for line in batch]
+    assert told == site.cluster.lines[pod]

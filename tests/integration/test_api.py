@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ledger.build import Again, Reason, State
+from ledger.build import Again, Build, Reason, State
 from ledger.collected import CollectsItself
 from ledger.errors import LedgerUnavailable
 from ledger.logbook import Line
@@ -277,7 +277,7 @@ async def test_a_log_that_is_complete_is_not_waited_for_when_its_build_ends(ledg
     await ledger.logs.append(build.id, 1, [Line(NOW, "one")], complete=True)
     waits = []
 
-    async def silent(_):
+    async def silent(*_):
         waits.append(1)
         return True
 
@@ -289,6 +289,48 @@ async def test_a_log_that_is_complete_is_not_waited_for_when_its_build_ends(ledg
         await ledger.transition(running, State.FAILED, due=None, reason=Reason.BUILD_FAILED)
         assert [batch async for batch in read if batch] == []
     assert not waits
+
+
+async def ended_attempt(ledger, *, ran: bool) -> Build:
+    """A build that failed at once: in a container, or before there was one."""
+    build = await submit_build_async(make_request(), ledger=ledger)
+    starting = await ledger.admit(MINUTE)
+    runs = tuple(run.model_copy(update={"started": NOW if ran else None}) for run in starting.current.runs)
+    attempts = starting.with_attempt(starting.current.model_copy(update={"runs": runs}))
+    ended = await ledger.transition(starting, State.FAILED, due=None, reason=Reason.BUILD_FAILED, attempts=attempts)
+    assert ended.id == build.id
+    return ended
+
+
+async def test_a_follower_waits_for_a_log_that_comes_after_the_end(ledger, monkeypatch):
+    """The end of a build does not wait for its log: what was lost on the way to Redis is sent again."""
+    ended, looks, read = await ended_attempt(ledger, ran=True), 0, ledger.logs.read
+
+    async def late(*arguments, **options):
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            await ledger.logs.append(ended.id, 1, [Line(NOW, "late")], complete=True)
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(ledger.logs, "read", late)
+    async with asyncio.timeout(10):
+        assert [line.text async for batch in following.LogFollower(ledger, ended, None).lines() for line in batch] == ["late"]
+
+
+async def test_a_follower_does_not_wait_for_the_log_of_what_never_ran(ledger, monkeypatch):
+    monkeypatch.setattr(following, "LATE", 3600.0)
+    ended = await ended_attempt(ledger, ran=False)
+    async with asyncio.timeout(10):
+        assert [line async for batch in following.LogFollower(ledger, ended, None).lines() for line in batch] == []
+
+
+async def test_a_follower_of_a_log_without_an_end_ends(ledger, monkeypatch):
+    """It was dropped, since there are too many."""
+    monkeypatch.setattr(following, "LATE", 0.2)
+    ended = await ended_attempt(ledger, ran=True)
+    async with asyncio.timeout(10):
+        assert [line async for batch in following.LogFollower(ledger, ended, None).lines() for line in batch] == []
 
 
 async def test_a_follower_says_that_redis_stayed_away(own_redis, projects, monkeypatch):
