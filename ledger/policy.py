@@ -178,6 +178,8 @@ def _secrets(request: BuildRequest) -> Iterable[tuple[str, str]]:
     ]
     if secrets.git:
         yield "secrets.git", secrets.git.secret
+    if secrets.s3:
+        yield "secrets.s3", secrets.s3.secret
     yield from ((path, value.secret) for path, value in named if value)
     yield from (("identity.image_pull_secrets", name) for name in request.identity.image_pull_secrets)
 

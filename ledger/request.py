@@ -87,6 +87,15 @@ class TarballSource(Frozen):
     sub_path: RelativePath = ""
     s3_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/@#?]+$")] | None = None
     """For stores that speak S3 but are not AWS; paths are then used instead of host names."""
+    s3_region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")] | None = None
+    """Where AWS does not tell its pods. Other stores have `us-east-1` unless they say otherwise."""
+
+    @model_validator(mode="after")
+    def _s3_is_for_s3(self) -> TarballSource:
+        for name in ("s3_endpoint", "s3_region"):
+            if getattr(self, name) and not self.url.startswith("s3://"):
+                raise ValueError(f"{name} is for a url that begins with s3://")
+        return self
 
 
 Source = Annotated[GitSource | HostPathSource | ClaimSource | ConfigMapSource | TarballSource, Field(discriminator="kind")]
@@ -185,6 +194,12 @@ class GitCredentials(Frozen):
     kind: Literal["password", "token"] = "password"
 
 
+class S3Credentials(Frozen):
+    """A Secret with `access_key_id` and `secret_access_key`."""
+
+    secret: Name
+
+
 class Secrets(Frozen):
     """Secrets by name; their values never pass through crabpot's records."""
 
@@ -193,6 +208,8 @@ class Secrets(Frozen):
     google_key: SecretValue | None = None
     """A Google service account's key file, mounted and named by GOOGLE_APPLICATION_CREDENTIALS."""
     git: GitCredentials | None = None
+    s3: S3Credentials | None = None
+    """For a store where workload identity is not to be had."""
     mounts: tuple[MountedSecret, ...] = ()
 
 

@@ -39,6 +39,8 @@ GOOGLE_KEY = "/kaniko/google/key.json"
 AUTHORITIES = "/kaniko/ssl/certs"
 TERMINATION_MESSAGE = "/dev/termination-log"
 DEFAULT_FLAGS = {"log-format": "color", "push-retry": "2", "image-download-retry": "2", "image-fs-extract-retry": "1"}
+COMPATIBLE_REGION = "us-east-1"
+"""What stores that speak S3 and are not AWS sign by, unless they say otherwise."""
 
 
 def launch(
@@ -174,9 +176,12 @@ def _environment(request: BuildRequest) -> Iterator[tuple[str, str]]:
     match request.source:
         case GitSource(url=url) if url.startswith("http://"):
             yield "GIT_PULL_METHOD", "http"
-        case TarballSource(s3_endpoint=str(endpoint)):
-            yield "S3_ENDPOINT", endpoint
-            yield "S3_FORCE_PATH_STYLE", "true"
+        case TarballSource(s3_endpoint=endpoint, s3_region=region):
+            if endpoint:
+                yield "S3_ENDPOINT", endpoint
+                yield "S3_FORCE_PATH_STYLE", "true"
+            if region or endpoint:
+                yield "AWS_REGION", region or COMPATIBLE_REGION
     if any(path.startswith(AUTHORITIES) for path in _certificate_files(request).values()):
         yield "SSL_CERT_DIR", f"{AUTHORITIES}:/etc/ssl/certs"
     if request.secrets.docker_config:
@@ -192,6 +197,9 @@ def _secret_variables(request: BuildRequest) -> Iterator[SecretVariable]:
     if git := request.secrets.git:
         keys = {"GIT_TOKEN": "token"} if git.kind == "token" else {"GIT_USERNAME": "username", "GIT_PASSWORD": "password"}
         yield from (SecretVariable(name=name, secret=git.secret, key=key) for name, key in keys.items())
+    if s3 := request.secrets.s3:
+        yield SecretVariable(name="AWS_ACCESS_KEY_ID", secret=s3.secret, key="access_key_id")
+        yield SecretVariable(name="AWS_SECRET_ACCESS_KEY", secret=s3.secret, key="secret_access_key")
 
 
 def _secret_mounts(request: BuildRequest) -> Iterator[SecretMount]:

@@ -1,8 +1,9 @@
-"""Small servers on this machine that builds speak to: files over TLS, and a proxy that writes down who was asked for."""
+"""Small servers on this machine that builds speak to: files over TLS, object storage, and a proxy that writes down who was asked for."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -33,10 +34,63 @@ def files_over_tls(address: str, certificate: Path, key: Path, files: dict[str, 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    with _served(server) as port:
+        yield f"{address}:{port}"
+
+
+ACCESS_KEY = "e2e-access-key"
+"""Whose signature the object storage wants to see on S3's requests; it does not verify it."""
+
+
+@contextmanager
+def object_storage(address: str, objects: dict[str, bytes]) -> Iterator[str]:
+    """As much of S3 and of Google's XML API as a client needs to read: `/bucket/key` -> content. Its `host:port`.
+
+    S3's requests must be signed with a key.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path
+            if path not in objects:
+                self._answer(404, b"")
+            elif "x-id" in urlsplit(self.path).query and f"Credential={ACCESS_KEY}/" not in self.headers.get("Authorization", ""):
+                self._answer(403, b"")
+            else:
+                self._answer_part(objects[path])
+
+        def _answer_part(self, content: bytes) -> None:
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if wanted is None:
+                self._answer(200, content)
+                return
+            first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+            self._answer(206, content[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(content)}"})
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), "ETag": '"e2e"', **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with _served(ThreadingHTTPServer((address, 0), Handler)) as port:
+        yield f"{address}:{port}"
+
+
+@contextmanager
+def _served(server: ThreadingHTTPServer) -> Iterator[int]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"{address}:{server.server_port}"
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()

@@ -18,7 +18,7 @@ from tests.e2e.harness import Crabpot
 from tests.e2e.harness_cluster import until
 from tests.e2e.harness_images import Image
 from tests.e2e.harness_registry import LockedRegistry, PrivateRegistry
-from tests.e2e.harness_servers import Proxy, files_over_tls, proxy
+from tests.e2e.harness_servers import ACCESS_KEY, Proxy, files_over_tls, object_storage, proxy
 
 ARGUMENTS = {
     "SPACES": "hello  big world",
@@ -47,24 +47,44 @@ def recorder(crabpot: Crabpot) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def website(crabpot: Crabpot, private: PrivateRegistry) -> Iterator[str]:
-    """Where a tarball lies, over TLS by an authority of its own."""
+def tarball() -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, text in (("app/Dockerfile", "FROM scratch\nCOPY . /files/\n"), ("app/packed.txt", "from a tarball")):
             member = tarfile.TarInfo(name)
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text.encode()))
-    with files_over_tls(crabpot.cluster.host, private.certificate, private.key, {TARBALL: archive.getvalue()}) as host:
+    return archive.getvalue()
+
+
+@pytest.fixture(scope="module")
+def website(crabpot: Crabpot, private: PrivateRegistry, tarball: bytes) -> Iterator[str]:
+    """Where a tarball lies, over TLS by an authority of its own."""
+    with files_over_tls(crabpot.cluster.host, private.certificate, private.key, {TARBALL: tarball}) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def bucket(crabpot: Crabpot, tarball: bytes) -> Iterator[str]:
+    """An object storage with a tarball in it."""
+    with object_storage(crabpot.cluster.host, {TARBALL: tarball}) as host:
         yield host
 
 
 @pytest.fixture(scope="module")
 def builds(
-    crabpot: Crabpot, base: str, locked: LockedRegistry, private: PrivateRegistry, recorder: Proxy, website: str, submit_all: Submit
+    crabpot: Crabpot,
+    base: str,
+    locked: LockedRegistry,
+    private: PrivateRegistry,
+    recorder: Proxy,
+    website: str,
+    bucket: str,
+    submit_all: Submit,
 ) -> dict[str, str]:
     registry = crabpot.cluster.registry
     crabpot.secret("values", {"password": SECRET})
+    crabpot.secret("store", {"access_key_id": ACCESS_KEY, "secret_access_key": SECRET})
     crabpot.secret("push-login", {"config.json": locked.docker_config()})
     crabpot.secret("authority", {"ca.pem": private.certificate.read_text()})
     every = "".join(f'ARG {name}\nENV GOT_{name}=${name}\nRUN printf %s "${name}" > /got-{name}\n' for name in ARGUMENTS)
@@ -135,9 +155,17 @@ def builds(
             "source": {"kind": "tarball", "url": f"https://{website}{TARBALL}", "sub_path": "app"},
             "registries": {"insecure": [registry], "certificates": {website: {"secret": "authority", "key": "ca.pem"}}},
         },
+        "s3": {
+            "source": {"kind": "tarball", "url": f"s3:/{TARBALL}", "s3_endpoint": f"http://{bucket}", "sub_path": "app"},
+            "secrets": {"s3": {"secret": "store"}},
+        },
+        "gs": {
+            "source": {"kind": "tarball", "url": f"gs:/{TARBALL}", "sub_path": "app"},
+            "environment": {"STORAGE_EMULATOR_HOST": f"http://{bucket}"},
+        },
     }  # fmt: skip
     if not crabpot.cluster.real:  # what the stand-in cannot do would only fail, loudly and long
-        for name in ("map", "mirror", "certificate", "tarball"):
+        for name in ("map", "mirror", "certificate", "tarball", "s3", "gs"):
             del requests[name]
     return submit_all(crabpot, requests)
 
@@ -258,6 +286,33 @@ def test_a_registry_whose_authority_is_named(crabpot: Crabpot, builds: dict[str,
 @pytest.mark.usefixtures("real")
 def test_a_tarball_from_a_web_server_whose_authority_is_named(crabpot: Crabpot, builds: dict[str, str]) -> None:
     assert image_of(crabpot, builds, "tarball").text("/files/packed.txt") == "from a tarball"
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("name", ["s3", "gs"])
+def test_a_tarball_in_object_storage(crabpot: Crabpot, builds: dict[str, str], name: str) -> None:
+    """S3's with a key. Google's client asks nobody who it is where it is told of an emulator."""
+    assert image_of(crabpot, builds, name).text("/files/packed.txt") == "from a tarball"
+
+
+def test_a_google_key_lies_where_its_variable_says(crabpot: Crabpot, base: str) -> None:
+    crabpot.secret("google", {"key.json": "{}"})
+    build = crabpot.submit(
+        crabpot.request(
+            "google",
+            source=crabpot.config_map("google", {"Dockerfile": f"{base}\nRUN sleep 2\n"}),
+            secrets={"google_key": {"secret": "google", "key": "key.json"}},
+        )
+    )
+    pod = crabpot.keep_pod(build)
+    [container] = pod["spec"]["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    path = variables["GOOGLE_APPLICATION_CREDENTIALS"]
+    mounts = {one["mountPath"]: one for one in container["volumeMounts"]}
+    mount = mounts.get(path) or mounts[path.rpartition("/")[0]]
+    [volume] = [one for one in pod["spec"]["volumes"] if one["name"] == mount["name"]]
+    assert volume["secret"]["secretName"] == "google"
+    assert crabpot.succeed(build).digest
 
 
 def test_placement_identity_and_resources_are_the_pod_s(crabpot: Crabpot, base: str) -> None:

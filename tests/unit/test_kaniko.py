@@ -90,7 +90,18 @@ def test_mounted_sources_are_read_only(source: dict[str, Any], mount: dict[str, 
 
 def test_s3_compatible_store() -> None:
     made = launched(source={"kind": "tarball", "url": "s3://bucket/a.tar.gz", "s3_endpoint": "https://s3.example.com"})
-    assert made.environment == {"S3_ENDPOINT": "https://s3.example.com", "S3_FORCE_PATH_STYLE": "true"}
+    assert made.environment == {"S3_ENDPOINT": "https://s3.example.com", "S3_FORCE_PATH_STYLE": "true", "AWS_REGION": "us-east-1"}
+
+
+def test_s3_region_and_keys() -> None:
+    made = launched(
+        source={"kind": "tarball", "url": "s3://bucket/a.tar.gz", "s3_region": "eu-west-1"}, secrets={"s3": {"secret": "store"}}
+    )
+    assert made.environment == {"AWS_REGION": "eu-west-1"}
+    assert made.secret_variables == (
+        SecretVariable(name="AWS_ACCESS_KEY_ID", secret="store", key="access_key_id"),
+        SecretVariable(name="AWS_SECRET_ACCESS_KEY", secret="store", key="secret_access_key"),
+    )
 
 
 def test_further_tags_are_left_to_finish_and_other_repositories_are_pushed() -> None:

@@ -24,6 +24,7 @@ BEYOND = [
     ("secrets.docker_config", {"secrets": {"docker_config": SECRET}}, {"secrets": ("s",)}),
     ("secrets.google_key", {"secrets": {"google_key": SECRET}}, {"secrets": ("s",)}),
     ("secrets.git", {"secrets": {"git": {"secret": "s"}}}, {"secrets": ("s",)}),
+    ("secrets.s3", {"secrets": {"s3": {"secret": "s"}}}, {"secrets": ("s",)}),
     ("secrets.mounts.npm", {"secrets": {"mounts": [{"id": "npm", "value": SECRET}]}}, {"secrets": ("s",)}),
     ("build_args.A", {"build_args": {"A": SECRET}}, {"secrets": ("s",)}),
     ("identity.image_pull_secrets", {"identity": {"image_pull_secrets": ["s"]}}, {"secrets": ("s",)}),

@@ -23,6 +23,11 @@ IMAGE = "registry.example.com/team/demo"
         ({"project": "Demo"}, "project", "pattern"),
         ({"nonsense": 1}, "nonsense", "not permitted"),
         ({"schema_version": 2}, "schema_version", "1"),
+        (
+            {"source": {"kind": "tarball", "url": "gs://b/a.tar.gz", "s3_region": "eu-west-1"}},
+            "source",
+            "s3_region is for a url that begins",
+        ),
         ({"source": {"kind": "git", "url": "https://h/r.git", "commit": "abc"}}, "source.commit", "git rev-parse"),
         ({"source": {"kind": "git", "url": "git@h:r.git", "commit": COMMIT}}, "source.url", "http(s)"),
         ({"source": {"kind": "git", "url": "https://user:pass@h/r.git", "commit": COMMIT}}, "source.url", "secrets.git"),
