@@ -7,7 +7,7 @@ that changes anything outside. So a bit may be killed at any place: the next beg
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from time import monotonic
 
 import structlog
 
-from ledger.chores import ChoreState, Claim
+from ledger.chores import ChoreState, Claim, Command
 from ledger.errors import ChoreLost, CrabpotError
 from worker.place import Place
 
@@ -35,6 +35,8 @@ class Next:
     state: ChoreState = ChoreState.WAITING
     said: str = ""
     gives_way: bool = False
+    commands: tuple[Command, ...] = ()
+    events: tuple[str, ...] = ()
 
 
 GO_ON = Next()
@@ -46,8 +48,9 @@ def later(after: timedelta, said: str, *, gives_way: bool = False) -> Next:
     return Next(after, said=said, gives_way=gives_way)
 
 
-def done(said: str) -> Next:
-    return Next(None, ChoreState.DONE, said)
+def done(said: str, *, commands: Sequence[Command] = (), events: Sequence[str] = ()) -> Next:
+    """It has ended; with Redis commands on keys of the ledger, and what is told, in the call that writes so."""
+    return Next(None, ChoreState.DONE, said, commands=tuple(commands), events=tuple(events))
 
 
 def stopped(why: str) -> Next:
@@ -88,7 +91,7 @@ async def _work(place: Place, claim: Claim, bit: Bit, end: float) -> None:
     if found.state is ChoreState.WAITING:
         await claim.let_go(found.after or timedelta(0), found.said, gives_way=found.gives_way)
     else:
-        await claim.end(found.state, found.said)
+        await claim.end(found.state, found.said, commands=found.commands, events=found.events)
     log.info("chore", chore=claim.chore.name, state=found.state, said=found.said)
 
 

@@ -84,6 +84,7 @@ async def begin(site: RetentionSite, chore: str) -> str:
 @pytest.mark.parametrize("chore", ["apply", "undo", "purge"])
 async def test_a_chore_that_is_killed_anywhere_goes_on_to_the_same_end(make_site, chore) -> None:
     site, _ = await make_site()
+    registry = site.registry.host
     effects = len(await killed(site, await begin(site, chore), None))
     assert effects > 10
     for at in range(effects % _EVERY, effects, _EVERY):
@@ -92,6 +93,10 @@ async def test_a_chore_that_is_killed_anywhere_goes_on_to_the_same_end(make_site
         await killed(site, name, at)
         assert site.has("new") == digest_of(pushed["new"])
         await site.run(name)
+        assert (await site.ledger.chores.read(name)).state == "done", at
+        if chore == "apply":
+            assert (await site.ledger.chores.read(f"purge:{registry}")).due, at
+            assert len(await site.events("registry.applied")) == 1, at
         gone = {key for key, raw in pushed.items() if site.has(digest_of(raw)) is None}
         seen = set(site.people_see())
         assert gone == ({"old", "index", "part"} if chore == "purge" else set()), at

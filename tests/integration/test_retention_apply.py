@@ -117,6 +117,29 @@ async def test_an_index_goes_with_its_parts_and_comes_back_with_them(site: Reten
     assert site.people_see().keys() == {"new"}
 
 
+async def test_an_application_in_many_parts_takes_all_that_hangs_together(site: RetentionSite, monkeypatch) -> None:
+    """What the bin has already of an index or an image must not hold the rest of it: that would never go, and nobody would see it."""
+    monkeypatch.setattr("worker.retention.apply._FRESH", 0.0)
+    push(site, "new", "new", RECENT)
+    amd, arm, signed = push(site, None, "amd"), push(site, None, "arm"), push(site, "signed", "signed")
+    index = site.registry.push_index(site.repository, "old", {"linux/amd64": amd, "linux/arm64": arm})
+    signature = push(site, digest_of(signed).replace(":", "-") + ".sig", "signature")
+    sha = await site.plan()
+    before = site.tags()
+    await site.apply(sha)
+    assert site.people_see().keys() == {"new"}
+    all_of_it = {digest_of(raw) for raw in (amd, arm, index, signed, signature)}
+    assert {entry.digest for entry in await site.ledger.bin.entries(site.name)} == all_of_it
+    assert not [said for said in (await site.ledger.plans.report(sha)).values() if said.startswith("skipped")]
+    await site.undo(sha)
+    assert site.tags() == before
+    await site.unpin_all()
+    await site.apply(await site.plan())
+    await site.window_ends()
+    assert await site.purge() == "the bin is empty"
+    assert not [digest for digest in all_of_it if site.has(digest)]
+
+
 async def test_what_is_held_again_when_its_window_ends_is_rescued(site: RetentionSite) -> None:
     push(site, "new", "new", RECENT)
     tagged, part = push(site, "a", "tagged"), push(site, "b", "part")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from worker.retention.decisions import Action, Decision, RepositoryPlan
@@ -24,9 +24,15 @@ class Agreement:
     """By `repository:tag` or `repository@digest`, and why."""
 
 
-def agree(stored: RepositoryPlan, fresh: RepositoryPlan | None, found: Repository | None, despite: tuple[str, ...] | None) -> Agreement:
+def agree(
+    stored: RepositoryPlan,
+    fresh: RepositoryPlan | None,
+    found: Repository | None,
+    despite: tuple[str, ...] | None,
+    binned: Collection[str] = (),
+) -> Agreement:
     """Hold a stored plan against one of this moment. `despite`: clusters whose silence somebody took on himself; None: nobody was asked,
-    so whatever wants a person's approval keeps everything.
+    so whatever wants a person's approval keeps everything. `binned`: what has gone of the stored plan already.
     """
     if stop := _stop(stored, fresh, found, despite):
         return Agreement(skipped={_name(stored, one): f"skipped: {stop}" for one in stored.decisions if one.action is not Action.KEEP})
@@ -38,7 +44,8 @@ def agree(stored: RepositoryPlan, fresh: RepositoryPlan | None, found: Repositor
     agreed = {key for key, action in wanted.items() if key in now and now[key].action is action}
     web, on = Web.of(found), _tags_on(found)
     going = set(stored.deletions) & set(fresh.deletions)
-    going = {digest for digest in going if all((tag, digest) in agreed for tag in on.get(digest, ()) or (None,))}
+    bare = {digest for digest in going - on.keys() if digest in binned or (None, digest) in agreed}
+    going = bare | {digest for digest in going & on.keys() if all((tag, digest) in agreed for tag in on[digest])}
     above: dict[str, set[str]] = {}
     for holder, parts in web.holds.items():
         for part, _ in parts:

@@ -45,7 +45,7 @@ async def apply(place: Place, claim: Claim) -> Next:
     made = read_plan(await place.ledger.plans.text(sha256), sha256)
     work = [one for one in made.repositories if any(decision.action is not Action.KEEP for decision in one.decisions)]
     if at >= len(work):
-        return await _finish(place, claim, stored)
+        return await _finish(place, stored)
     failed = dict(claim.progress.get("failed", {"row": 0, "all": 0}))
     try:
         whole = await _Applying(place, claim, stored, work[at]).some()
@@ -60,16 +60,15 @@ async def apply(place: Place, claim: Claim) -> Next:
     return GO_ON
 
 
-async def _finish(place: Place, claim: Claim, stored: StoredPlan) -> Next:
+async def _finish(place: Place, stored: StoredPlan) -> Next:
     report = await place.ledger.plans.report(stored.sha256)
     counts: dict[str, Any] = {
         word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("untagged", "binned", "skipped")
     }
     event = registry_event(RegistryEvent.APPLIED, stored.registry, stored.sha256, approved_by=stored.approved_by, **counts)
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
-    await claim.write(commands=[place.ledger.plans.marked(stored.sha256, PlanState.APPLIED)], events=[event])
     await start_purge(place, stored.registry)
-    return done(said)
+    return done(said, commands=[place.ledger.plans.marked(stored.sha256, PlanState.APPLIED)], events=[event])
 
 
 async def start_purge(place: Place, registry: str) -> None:
@@ -96,12 +95,14 @@ class _Applying:
         client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
         self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
         await self._mend(client)
-        leaving = {one.quarantine for one in self._binned.values() if one.state is BinState.LEAVING and one.quarantine}
-        made, found = await look(place, self._image.registry, only=self._image.repository, hidden=leaving)
-        agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence())
+        binned = {digest: one.quarantine for digest, one in self._binned.items() if one.goes}
+        made, found = await look(place, self._image.registry, only=self._image.repository, binned=binned)
+        agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence(), binned)
         await self._report(agreed.skipped)
         end = monotonic() + _FRESH
         for digest in agreed.digests:
+            if (before := self._binned.get(digest)) and before.goes and before.state is BinState.BINNED and not agreed.tags[digest]:
+                continue
             await self._bin(client, digest, agreed)
             if monotonic() > end:
                 return False

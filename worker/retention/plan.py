@@ -7,7 +7,7 @@ one plan may delete.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -24,10 +24,13 @@ _Alone = dict[str, tuple[Reason, ...]]
 """The digests without a tag, and why each stays by itself; what is part of something else stays and goes with that."""
 
 
-def plan(inventory: Inventory, policies: Policies, protected: Protected, now: datetime) -> Plan:
-    """Decide about every tag, and every digest without one, of an inventory at a moment. Equal arguments give equal plans."""
+def plan(inventory: Inventory, policies: Policies, protected: Protected, now: datetime, *, binned: Collection[str] = ()) -> Plan:
+    """Decide about every tag, and every digest without one, of an inventory at a moment. Equal arguments give equal plans.
+
+    `binned` are digests that the bin has and nothing else: what they hold goes with them, as if they still had their tags.
+    """
     repositories = sorted(inventory.repositories, key=lambda repository: repository.name)
-    judged = [_judge(repository, policies, protected, now, untags=inventory.untags) for repository in repositories]
+    judged = [_judge(repository, policies, protected, now, binned, untags=inventory.untags) for repository in repositories]
     freed = freed_bytes([(repository, made.deletions) for repository, made in zip(repositories, judged, strict=True)])
     return Plan(
         registry=inventory.registry,
@@ -37,7 +40,9 @@ def plan(inventory: Inventory, policies: Policies, protected: Protected, now: da
     )
 
 
-def _judge(repository: Repository, policies: Policies, protected: Protected, now: datetime, *, untags: bool) -> RepositoryPlan:
+def _judge(
+    repository: Repository, policies: Policies, protected: Protected, now: datetime, binned: Collection[str], *, untags: bool
+) -> RepositoryPlan:
     web, policy_of = Web.of(repository), policies.naming(repository.name)
     if stop := _stop(repository, web, [project for project, _ in policy_of]):
         return _all_kept(repository, web, stop)
@@ -48,8 +53,9 @@ def _judge(repository: Repository, policies: Policies, protected: Protected, now
         return _all_kept(repository, web, Reason(Why.TROUBLE, f"nobody knows when {unsure.name} was pushed"))
     held = held_outside(web, protected)
     reasons = reasons_to_stay(policy, tags, named, repository.name, protected, held, now)
-    alone = {one.digest: (*held.get(one.digest, ()), *_untagged(web, one, policy, now)) for one in web.untagged()}
-    _hold_back(policy, web, tags, reasons, alone)
+    untagged = {one.digest: () if one.digest in binned else _untagged(web, one, policy, now) for one in web.untagged()}
+    alone = {digest: (*held.get(digest, ()), *why) for digest, why in untagged.items()}
+    _hold_back(policy, web, tags, reasons, alone, binned)
     signing = _signing(repository.name, web, policy, protected, held)
     decisions, gone = _decide(web, policy, tags, named, reasons, alone, signing, untags=untags)
     return RepositoryPlan(
@@ -98,10 +104,11 @@ def _untagged(web: Web, manifest: Stored, policy: Retention, now: datetime) -> t
     return (Reason(Why.UNTAGGED, f"for less than {policy.delete_untagged_after}"),) if now - since < age else ()
 
 
-def _hold_back(policy: Retention, web: Web, tags: Sequence[Tag], reasons: Tally, alone: _Alone) -> None:
+def _hold_back(policy: Retention, web: Web, tags: Sequence[Tag], reasons: Tally, alone: _Alone, binned: Collection[str]) -> None:
     """Keep what would be more than one plan may delete: a digest goes with all its condemned tags or not at all, the oldest first."""
     condemned = reasons.without()
-    loose = {digest: web.manifests[digest] for digest, why in alone.items() if not why and not web.part_of(web.manifests[digest])}
+    free = [digest for digest, why in alone.items() if not why and digest not in binned]
+    loose = {digest: web.manifests[digest] for digest in free if not web.part_of(web.manifests[digest])}
     share, count = int(policy.max_share * len(tags) + 1e-9), policy.max_count
     if len(condemned) <= share and len(condemned) + len(loose) <= count:
         return

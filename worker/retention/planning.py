@@ -5,7 +5,7 @@ The same is done again, for one repository, at the moment that a plan is applied
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -38,18 +38,22 @@ async def make_plan(place: Place, claim: Claim) -> Next:
     text, sha256 = made.text(), made.sha256
     await place.ledger.plans.store(sha256, text, registry, made.made, totals_of(made))
     event = registry_event(RegistryEvent.PLANNED, registry, sha256, **totals_of(made))
-    await claim.write({"plan": sha256}, events=[event])
     if any(goes_by_itself(repository) for repository in made.repositories):
         await place.ledger.plans.approve(sha256, AUTOMATIC, await place.ledger.now())
-    return done(sha256)
+    return done(sha256, events=[event])
 
 
 async def look(
-    place: Place, registry: str, *, only: str | None = None, tag_age: timedelta = timedelta(0), hidden: Collection[str] = ()
+    place: Place,
+    registry: str,
+    *,
+    only: str | None = None,
+    tag_age: timedelta = timedelta(0),
+    binned: Mapping[str, str | None] | None = None,
 ) -> tuple[Plan, dict[str, Repository]]:
     """Plan a registry, or only one repository of it (by its path), as things are now; and what was found, by name. RegistryError.
 
-    `hidden` tags are as good as gone: those of a quarantine that is being made.
+    `binned` are digests that the bin has, with their quarantine tags, which are taken for gone: what they hold goes with them.
     """
     projects, now = await place.projects(), await place.ledger.now()
     policies, memory = Policies.of(projects), Remembered(place.ledger.shelf)
@@ -79,10 +83,10 @@ async def look(
         if also:
             inventory = await survey(reader, registry, paths, memory, now, tag_age=max(tag_age, timedelta(minutes=1)), also=also)
         found += inventory.repositories
-    if hidden:
-        found = [replace(one, tags=tuple(tag for tag in one.tags if tag.name not in hidden)) for one in found]
+    binned = binned or {}
+    found = [replace(one, tags=tuple(tag for tag in one.tags if tag.name not in binned.values())) for one in found]
     inventory = Inventory(registry=registry, taken=now, repositories=tuple(sorted(found, key=lambda one: one.name)))
-    return plan(inventory, policies, protected, now), {one.name: one for one in found}
+    return plan(inventory, policies, protected, now, binned=binned), {one.name: one for one in found}
 
 
 async def protected_now(place: Place) -> Protected:

@@ -33,8 +33,8 @@ async def undo(place: Place, claim: Claim) -> Next:
         word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("returned", "left", "lost")
     }
     event = registry_event(RegistryEvent.UNDONE, registry, sha256, **counts)
-    await claim.write(commands=[place.ledger.plans.marked(sha256, PlanState.UNDONE)], events=[event])
-    return done(", ".join(f"{count} {word}" for word, count in counts.items()))
+    said = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return done(said, commands=[place.ledger.plans.marked(sha256, PlanState.UNDONE)], events=[event])
 
 
 async def _put_back(place: Place, claim: Claim, entry: BinEntry, others: list[BinEntry]) -> None:
