@@ -95,13 +95,15 @@ class RegistryModel:
         return found
 
     def used(self, marks: Iterable[str]) -> set[str]:
-        """The digests that somebody outside uses, by digest or by name, with the indexes that hold them."""
+        """The digests that somebody outside uses: those that are named by their tag, and those named by themselves with the indexes that
+        hold them, by which they may be used.
+        """
         prefix = f"{self.name}:"
         named = {
             self.tags[mark.removeprefix(prefix)] for mark in marks if mark.startswith(prefix) and mark.removeprefix(prefix) in self.tags
         }
-        direct = {mark for mark in marks if mark in self.manifests} | named
-        return direct.union(*(self.above(digest) for digest in direct))
+        direct = {mark for mark in marks if mark in self.manifests}
+        return named.union(direct, *(self.above(digest) for digest in direct))
 
     def must_stay(self, marks: Iterable[str]) -> set[str]:
         """The digests whose every byte must be there now."""
