@@ -38,7 +38,7 @@ lint: venv ## ruff, mypy, import-linter
 
 .PHONY: test
 test: system venv lint ## lint, then the unit, integration and fault tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 .PHONY: e2e
 e2e: system venv ## the main job on the cluster that KUBECONFIG names
