@@ -317,10 +317,14 @@ class RetentionMachine(RuleBasedStateMachine):
         return digests[which % len(digests)]
 
     def mark(self, which: int, by_name: bool) -> str | None:
+        """A tag's name, or a digest: that of a tag, or any."""
+        tags = sorted(self.model.tags)
+        if not tags:
+            return None
+        tag = tags[which % len(tags)]
         if by_name:
-            tags = sorted(self.model.tags)
-            return f"{self.site.name}:{tags[which % len(tags)]}" if tags else None
-        return self.pick(which) if self.model.manifests else None
+            return f"{self.site.name}:{tag}"
+        return self.model.tags[tag] if which % 4 else self.pick(which)
 
     def put(self, tag: str, digest: str) -> None:
         known = self.model.manifests[digest]
