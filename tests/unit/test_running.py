@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.references import ImageReference
+from tests.cluster_objects import HOST, cron_job, making, named, pod_of, replica_set, running
 from tests.unit.inventories import NOW, digest, goes, holding, image, index, judge, policy, tag
 from worker.cluster.workloads import Workload
 from worker.retention.inventory import Blob
@@ -16,31 +17,7 @@ from worker.retention.protection import Protected, Web, mark_of
 from worker.retention.purge import _needed
 from worker.retention.running import ImageNotUnderstood, marks_of, read_holder, under_all_names
 
-HOST = "registry.example.com"
-ONE, TWO, THREE = digest("one"), digest("two"), digest("three")
-
-
-def named(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "namespace": "shop", **more}
-
-
-def pod_of(*images: str, **more: Any) -> dict[str, Any]:
-    return {"containers": [{"name": f"c{number}", "image": image} for number, image in enumerate(images)], **more}
-
-
-def making(name: str, *images: str, **spec: Any) -> dict[str, Any]:
-    """What a deployment and its like look like."""
-    return {"metadata": named(name), "spec": {"template": {"metadata": {}, "spec": pod_of(*images)}, **spec}}
-
-
-def replica_set(revision: object, *images: str, replicas: int = 0, deployment: str = "web", uid: str = "") -> dict[str, Any]:
-    owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment, "uid": uid or f"uid-{deployment}", "controller": True}
-    metadata = named(f"{deployment}-{revision}", ownerReferences=[owner], annotations={"deployment.kubernetes.io/revision": str(revision)})
-    return {"metadata": metadata, "spec": {"replicas": replicas, "template": {"spec": pod_of(*images)}}}
-
-
-def running(pod: dict[str, Any], *ids: str, kind: str = "containerStatuses") -> dict[str, Any]:
-    return {"metadata": named("web-1-x"), "spec": pod, "status": {kind: [{"name": "c", "imageID": one} for one in ids]}}
+ONE = digest("one")
 
 
 def marks(*objects: tuple[Workload, dict[str, Any]], revisions: int = 10) -> dict[str, str]:
@@ -48,10 +25,6 @@ def marks(*objects: tuple[Workload, dict[str, Any]], revisions: int = 10) -> dic
 
 
 def test_every_kind_that_makes_pods_is_told_by_its_name():
-    cron = {
-        "metadata": named("nightly"),
-        "spec": {"suspend": True, "jobTemplate": {"spec": {"template": {"spec": pod_of(f"{HOST}/cron:1")}}}},
-    }
     owner = {"kind": "StatefulSet", "name": "db", "uid": "u", "controller": True}
     revision = {
         "metadata": named("db-5b9", ownerReferences=[owner]),
@@ -63,7 +36,7 @@ def test_every_kind_that_makes_pods_is_told_by_its_name():
         (Workload.STATEFUL_SET, making("db", f"{HOST}/db:2")),
         (Workload.DAEMON_SET, making("agent", f"{HOST}/agent@{ONE}")),
         (Workload.JOB, making("migrate", f"{HOST}/migrate")),
-        (Workload.CRON_JOB, cron),
+        (Workload.CRON_JOB, cron_job("nightly", f"{HOST}/cron:1", suspend=True)),
         (Workload.REPLICA_SET, making("bare", f"{HOST}/bare:1")),
         (Workload.REPLICATION_CONTROLLER, making("old", f"{HOST}/old:1")),
         (Workload.CONTROLLER_REVISION, revision),

@@ -94,7 +94,9 @@ class _Purging:
         if found.trouble is not None:
             await self._restore(client, found.trouble)
             return
-        web, protected = Web.of(found), await protected_now(place, NOW)
+        web = Web.of(found)
+        # Nobody is asked who uses what is gone already, as it is on the look after each deletion.
+        protected = await protected_now(place, NOW) if there else Protected()
         await self._verify(client, web, there)
         await self._delete(client, found, web, protected, there)
 
