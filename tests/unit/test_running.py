@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,6 +176,19 @@ def test_objects_with_nothing_in_them_name_nothing():
     for kind in Workload:
         for spec in (None, {}, {"template": None}, {"template": {"spec": None}}):
             assert read_holder(kind, {"metadata": named("x"), "spec": spec, "status": None, "data": None}) is None
+
+
+def test_the_account_of_deploy_running_may_list_exactly_what_is_asked_for():
+    objects = list(yaml.safe_load_all((Path(__file__).parents[2] / "deploy/running/running.yaml").read_text()))
+    [role] = [one for one in objects if one["kind"] == "ClusterRole"]
+    given = {
+        (verb, group, resource)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert given == {("list", kind.group, kind.resource) for kind in Workload}
 
 
 def test_a_tag_counts_under_all_names_of_its_registry():
