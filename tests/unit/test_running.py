@@ -14,6 +14,7 @@ from ledger.references import ImageReference
 from tests.cluster_objects import HOST, cron_job, making, named, pod_of, replica_set, running
 from tests.unit.inventories import NOW, digest, goes, holding, image, index, judge, policy, tag
 from worker.cluster.workloads import Workload
+from worker.retention.agreement import agree
 from worker.retention.inventory import Blob
 from worker.retention.protection import Protected, Web, mark_of
 from worker.retention.purge import _needed
@@ -229,6 +230,15 @@ def test_what_runs_by_its_configuration_alone_is_kept_with_all_that_holds_it():
     assert goes(judge(CONFIGS, POLICY, by_config)) == set()
     a_layer = Protected(running={digest(("layer", "shared")): "pod a/b"})
     assert goes(judge(CONFIGS, POLICY, a_layer)) == goes(judge(CONFIGS, POLICY))
+
+
+def test_a_silence_is_taken_on_by_the_name_of_its_cluster_alone():
+    """What an error says of another cluster is no name."""
+    silent = Protected(silent={"prod": "the cluster edge did not say what runs there"})
+    made = judge(CONFIGS, POLICY, silent).repositories[0]
+    [found] = CONFIGS.repositories
+    assert agree(made, made, found, ("edge",)).digests == ()
+    assert agree(made, made, found, ("edge", "prod")).digests == made.deletions != ()
 
 
 def test_a_purge_spares_what_runs_by_its_configuration():
