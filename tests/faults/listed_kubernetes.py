@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,13 +59,13 @@ class ListedKubernetes:
 
 
 @asynccontextmanager
-async def listed_kubernetes(folder: Path) -> AsyncIterator[ListedKubernetes]:
+async def listed_kubernetes(folder: Path, tls: ssl.SSLContext | None = None) -> AsyncIterator[ListedKubernetes]:
     application = web.Application()
     application[SCRIPT] = ScriptedKubernetes(closing=asyncio.Event())  # who never answers waits for its end
     found = ListedKubernetes(folder / "kubeconfig")
     application.router.add_route("*", "/{path:.*}", found.handle)
-    server = TestServer(application)
-    await server.start_server(shutdown_timeout=0.01)
+    server = TestServer(application, scheme="https" if tls else "http")
+    await server.start_server(shutdown_timeout=0.01, ssl=tls)
     write_kubeconfig(found.kubeconfig, str(server.make_url("/")).rstrip("/"))
     try:
         yield found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kubernetes_asyncio.config import incluster_config
 
 from ledger.errors import ClusterDenied, ClusterError
 from ledger.site import ClusterSource
@@ -15,6 +17,7 @@ from tests.cluster_objects import HOST, cron_job, making, pod_of, replica_set, r
 from tests.faults.kubernetes_api import write_kubeconfig
 from tests.faults.listed_kubernetes import ListedKubernetes, listed_kubernetes
 from tests.faults.scripted_kubernetes import FAST, Reply, answer, cut, no, page, silence
+from tests.integration.registry_server import Certificate
 from worker.cluster.workloads import Workload
 from worker.retention.inquiries import LATELY, NOW, Inquiries, Silence
 
@@ -202,6 +205,21 @@ async def test_no_other_cluster_answers_for_the_one_that_workers_run_in(cluster,
     assert isinstance(found, Silence)
     assert "runs in no cluster" in found.why
     assert cluster.asked == []
+
+
+async def test_the_cluster_that_workers_run_in_is_asked_by_their_own_account(tmp_path, inquiries, monkeypatch):
+    certificate, token = Certificate.make(tmp_path), tmp_path / "token"
+    token.write_text("of the worker")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate.path))
+    async with listed_kubernetes(tmp_path, certificate.context()) as cluster:
+        host, port = json.loads(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]["server"].removeprefix("https://").split(":")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "another"))
+        tags = add_pods(cluster, 2)
+        assert (await inquiries.ask("here", ClusterSource(in_cluster=True), NOW)).keys() == tags
+        assert set(cluster.credentials) == {"Bearer of the worker"}
 
 
 async def test_an_image_that_might_be_in_the_registry_and_cannot_be_found_there_is_a_silence(cluster, inquiries):
