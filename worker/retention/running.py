@@ -90,7 +90,7 @@ def read_holder(kind: Workload, found: Json) -> Holder | None:
             number = str((metadata.get("annotations") or {}).get(_REVISION, ""))
             if owner is not None and owner["kind"] == "Deployment" and number.isascii() and number.isdigit():
                 who, revision = f"deployment {metadata.get('namespace', '')}/{owner['name']}, revision {number}", int(number)
-                deployment, idle = owner["uid"], not spec.get("replicas")
+                deployment, idle = owner["uid"], spec.get("replicas") == 0
         case _:
             pod = _template(spec)
     marks = dict.fromkeys((*(mark for text in _images(pod) if (mark := _mark(text, who))), *ids))
