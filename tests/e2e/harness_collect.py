@@ -48,8 +48,8 @@ def load_image(cluster: Cluster, folder: Path) -> None:
     subprocess.run([str(script), "load", str(folder / "image.tar")], check=True, capture_output=True)
 
 
-def render(folder: Path, namespace: str, volume: str) -> str:
-    """deploy/registry with what differs here: the image, a claim of a given volume, and a port of the node."""
+def render(folder: Path, namespace: str, volume: str, kind: str = "Deployment") -> str:
+    """deploy/registry with what differs here: the image, a claim of a given volume, a port of the node, and which kind of workload it is."""
     claim = {"spec": {"storageClassName": "", "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}}}
     patches = [
         {
@@ -70,7 +70,16 @@ def render(folder: Path, namespace: str, volume: str) -> str:
         "patches": patches,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-    return subprocess.run(["kubectl", "kustomize", str(folder)], text=True, capture_output=True, check=True).stdout
+    text = subprocess.run(["kubectl", "kustomize", str(folder)], text=True, capture_output=True, check=True).stdout
+    return text if kind == "Deployment" else yaml.safe_dump_all(map(_stateful, yaml.safe_load_all(text)))
+
+
+def _stateful(found: dict[str, Any]) -> dict[str, Any]:
+    """A Deployment as the StatefulSet that somebody else might have made of it."""
+    if found["kind"] != "Deployment":
+        return found
+    spec = {name: value for name, value in found["spec"].items() if name != "strategy"}
+    return {**found, "kind": "StatefulSet", "spec": {**spec, "serviceName": "registry"}}
 
 
 @dataclass
@@ -82,13 +91,18 @@ class DeployedRegistry:
     server: RegistryServer
     data: Path
     docker_config: Path
+    kind: str = "Deployment"
+
+    @property
+    def named(self) -> str:
+        return f"{self.kind.lower()}/registry"
 
     def settings(self, how: str) -> CollectedInKubernetes:
         return CollectedInKubernetes(
             kind="kubernetes",
             registry=self.server.host,
             namespace=self.namespace,
-            workload="deployment/registry",
+            workload=self.named,
             claim="registry",
             how=how,  # type: ignore[arg-type]
             config="/etc/registry/config.yml",
@@ -96,7 +110,7 @@ class DeployedRegistry:
         )
 
     def workload(self) -> dict[str, Any]:
-        found = self.cluster.get(self.namespace, "deployment", "registry")
+        found = self.cluster.get(self.namespace, self.kind.lower(), "registry")
         assert found
         return found
 
@@ -105,7 +119,7 @@ class DeployedRegistry:
 
     def account(self, folder: Path, how: str) -> Path:
         """A kubeconfig of the account that the chart gives the right to collect this registry, and of no other right."""
-        given = {"namespace": self.namespace, "workload": "deployment/registry", "claim": "registry", "how": how}
+        given = {"namespace": self.namespace, "workload": self.named, "claim": "registry", "how": how}
         values = [word for name, value in given.items() for word in ("--set", f"collect[0].{name}={value}")]
         system = f"{self.namespace}-system"
         self.cluster.apply("default", {"kind": "Namespace", "metadata": {"name": system}})
@@ -134,7 +148,7 @@ class DeployedRegistry:
 
 
 @contextmanager
-def deployed_registry(cluster: Cluster, folder: Path) -> Iterator[DeployedRegistry]:
+def deployed_registry(cluster: Cluster, folder: Path, kind: str = "Deployment") -> Iterator[DeployedRegistry]:
     load_image(cluster, folder)
     namespace = f"e2e-collect-{secrets.token_hex(3)}"
     data = folder / "data"
@@ -165,13 +179,14 @@ def deployed_registry(cluster: Cluster, folder: Path) -> Iterator[DeployedRegist
         cluster.kubectl("create", "namespace", namespace)
         cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
         cluster.apply(namespace, volume, secret)
-        cluster.kubectl("apply", "--filename", "-", stdin=render(folder / "overlay", namespace, namespace))
+        cluster.kubectl("apply", "--filename", "-", stdin=render(folder / "overlay", namespace, namespace, kind))
         try:
             service = cluster.get(namespace, "service", "registry")
             assert service
             node = cluster.registry.rpartition(":")[0]
             host = f"{node}:{service['spec']['ports'][0]['nodePort']}"
-            found = DeployedRegistry(cluster, namespace, RegistryServer(host, None, (USER, PASSWORD)), data, folder / "config.json")  # type: ignore[arg-type]
+            server = RegistryServer(host, None, (USER, PASSWORD))  # type: ignore[arg-type]
+            found = DeployedRegistry(cluster, namespace, server, data, folder / "config.json", kind)
             login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
             found.docker_config.write_text(json.dumps({"auths": {host: {"auth": login}}}))
             until(found.server.serves, lambda: f"the registry serves: {cluster.kubectl('--namespace', namespace, 'get', 'events')}", 60)

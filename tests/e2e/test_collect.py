@@ -35,6 +35,12 @@ def registry(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield found
 
 
+@pytest.fixture(scope="module")
+def stateful(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeployedRegistry]:
+    with deployed_registry(cluster, tmp_path_factory.mktemp("stateful"), "StatefulSet") as found:
+        yield found
+
+
 @pytest.fixture
 async def ledger(redis: str) -> AsyncIterator[Ledger]:
     ledger = Ledger.open(Settings(redis_url=redis, prefix="collect"))
@@ -112,11 +118,12 @@ def test_the_registry_is_hardened(registry: DeployedRegistry) -> None:
         assert http.get("_catalog").status_code == 401
 
 
-@pytest.mark.parametrize("how", ["job", "exec"])
-async def test_killed_at_every_step_it_ends_read_write_and_nothing_pushed_is_lost(ledger, registry, tmp_path, how):
+@pytest.mark.parametrize(("kind", "how"), [("registry", "job"), ("registry", "exec"), ("stateful", "job")])
+async def test_killed_at_every_step_it_ends_read_write_and_nothing_pushed_is_lost(ledger, request, tmp_path, kind, how):
     """The worker is killed before and after each call to the cluster, and each time that it writes down where it stands, the first time that it
     comes there; all with no more rights than the chart gives.
     """
+    registry: DeployedRegistry = request.getfixturevalue(kind)
     content = Content(registry, f"killed-{how}")
     account = registry.account(tmp_path, how)
     ahead = {f"{name} {when}" for name in SITE for when in ("before", "after")} | {f"save {step}" for step in SAVED}
@@ -126,7 +133,7 @@ async def test_killed_at_every_step_it_ends_read_write_and_nothing_pushed_is_los
             ahead.remove(what)
             raise Killed
 
-    end = (await collect(ledger, registry, account, how, around, run=f"killed-{how}"))[-1]
+    end = (await collect(ledger, registry, account, how, around, run=f"{kind}-{how}"))[-1]
     assert end.trouble is None, end.trouble
     assert not ahead
     assert content.garbage not in registry.blobs()
