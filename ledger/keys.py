@@ -249,6 +249,11 @@ class Keys:
         """Hash: digest, or registry/repository:tag -> why it is pinned."""
         return f"{self.root}reg:pins"
 
+    @property
+    def pinned_by(self) -> str:
+        """Hash: the same -> JSON of the image as it was named, who pinned it, when (ms)."""
+        return f"{self.root}reg:pins:by"
+
     def plan(self, sha256: str) -> str:
         """Hash: text (zlib), registry, made (ms), state, totals (JSON), approved_by, despite."""
         return f"{self.root}reg:plan:{sha256}"
