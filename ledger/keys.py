@@ -244,6 +244,10 @@ class Keys:
         """Hash: tag -> our last push of it: JSON of digest, time (ms), branch."""
         return f"{self.root}reg:pushes:{repository}"
 
+    def told(self, repository: str) -> str:
+        """Hash: tag -> when it was pushed (ms), as somebody says who has the repository adopted. It goes once that is done."""
+        return f"{self.root}reg:told:{repository}"
+
     @property
     def pins(self) -> str:
         """Hash: digest, or registry/repository:tag -> why it is pinned."""

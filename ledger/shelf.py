@@ -13,12 +13,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ledger.build import milliseconds, moment
+from ledger.chores import Command
 from ledger.codec import pairs
 from ledger.connection import Connection
 from ledger.references import ImageReference
 
 _PRUNED = 500
 """Manifests that are forgotten in one call."""
+_TOLD = 30 * 24 * 3600
+"""Seconds that times wait which somebody told and no adoption came for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,22 @@ class Shelf:
         stored = pairs(await self._connection.command("HGETALL", self._keys.pushes(repository)))
         read = {tag: json.loads(text) for tag, text in stored.items()}
         return {tag: Pushed(digest, moment(at), branch) for tag, (digest, at, branch) in read.items()}
+
+    async def tell(self, times: Mapping[str, Mapping[str, datetime]]) -> None:
+        """Lay down when tags were pushed, by repository and tag, for the adoption that comes."""
+        for repository, tags in times.items():
+            flat = [word for tag, at in tags.items() for word in (tag, milliseconds(at))]
+            key = self._keys.told(repository)
+            await self._connection.commands(("HSET", key, *flat), ("EXPIRE", key, _TOLD))
+
+    async def told(self, repository: str) -> dict[str, datetime]:
+        """What was laid down of a repository and not yet taken."""
+        stored = pairs(await self._connection.command("HGETALL", self._keys.told(repository)))
+        return {tag: moment(at) for tag, at in stored.items()}
+
+    def taken(self, repository: str) -> Command:
+        """The command that takes it away."""
+        return ("DEL", self._keys.told(repository))
 
     async def pin(self, mark: str, why: str, *, image: str | None = None, by: str | None = None) -> Pin:
         """Keep a digest, or `registry/repository:tag`, whatever the rules say. What is pinned already gets this reason."""

@@ -16,6 +16,7 @@ from ledger.console import on_terminal, say_json, say_size, say_table
 from ledger.errors import ImageInUse, ManifestUnknown
 from ledger.references import ImageReference
 from worker.abreast import each
+from worker.adoption_command import adopt
 from worker.command_line import HOST, IMAGE
 from worker.pins_command import list_pins, pin, unpin
 from worker.registry.client import RegistryClient
@@ -35,7 +36,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 @click.group()
 def command() -> None:
-    """Look into registries; copy, remove and pin images.
+    """Look into registries; copy, remove and pin images; learn a registry that was there before crabpot.
 
     Credentials are those of --project, else those that `docker login` left.
     """
@@ -178,7 +179,7 @@ def untag(image: ImageReference, access: Access, as_json: bool) -> None:
     say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image stays")
 
 
-for _also in (pin, unpin, list_pins):
+for _also in (pin, unpin, list_pins, adopt):
     command.add_command(_also)
 
 
