@@ -12,6 +12,7 @@ from ledger.chores import ChoreState
 from ledger.collected import CollectsItself
 from ledger.projects import Projects, parse_projects
 from tests.conftest import PROJECTS
+from tests.event_schemas import validate
 from tests.integration.test_collect_local import Place as RegistryPlace
 from tests.integration.test_collect_local import place as registry_place  # noqa: F401 - a fixture
 from tests.scripted_cluster import ScriptedCluster
@@ -49,7 +50,10 @@ async def work(place: Place, name: str) -> None:
 
 async def told(ledger) -> list[dict]:
     found = [json.loads(event) for _, event in await ledger.events("0")]
-    return [event for event in found if event["type"].startswith("dev.crabpot.collection.")]
+    events = [event for event in found if event["type"].startswith("dev.crabpot.collection.")]
+    for event in events:
+        validate(event, "collection-event.json")
+    return events
 
 
 async def test_a_run_is_told_with_what_it_freed_and_read_back(here, registry_place: RegistryPlace):  # noqa: F811
