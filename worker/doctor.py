@@ -18,6 +18,7 @@ from ledger.projects import Projects, ProjectSettings, read_projects
 from ledger.settings import Settings
 from ledger.store import Ledger
 from worker.cluster import Cluster
+from worker.collect.rights import check_collections
 from worker.place import namespaces_of, open_cluster
 from worker.registries import Registries
 
@@ -60,6 +61,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             async for finding in _cluster(settings, cluster, namespaces):
                 yield finding
             async for finding in _registries(registries, known):
+                yield finding
+            async for finding in check_collections(settings, (projects.site if projects else await ledger.site()).collect):
                 yield finding
         finally:
             await registries.close()
