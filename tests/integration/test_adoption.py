@@ -16,6 +16,8 @@ from ledger.chores import ChoreState
 from ledger.errors import ManifestUnknown, RegistryUnavailable
 from tests.integration.registry_server import RegistryServer
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
+from worker.chores import go_on
+from worker.kinds import KINDS
 from worker.registry.reader import RegistryReader
 from worker.retention.inventory import Origin
 from worker.retention.remembered import Remembered
@@ -130,9 +132,6 @@ async def test_a_whole_registry_is_adopted_and_one_that_was_stopped_goes_on(site
     with monkeypatch.context() as patched:
         patched.setattr(RegistryReader, "tags", counted)
         patched.setattr(RegistryReader, "ping", gone)
-        from worker.chores import go_on
-        from worker.kinds import KINDS
-
         await go_on(site.place, f"adopt:{host}", KINDS)
     chore = await site.ledger.chores.read(f"adopt:{host}")
     assert (chore.state, chore.progress["cursor"], chore.progress["of"]) == (ChoreState.WAITING, paths[2], len(paths))
@@ -159,6 +158,21 @@ async def test_a_repository_that_cannot_be_read_is_told_and_keeps_what_was_told_
         assert f"1 repositories could not be read, as {site.name}: 500 for this one" in await adopt(site)
     assert (await found(site))["unread"] == 1
     assert "1 told" in await adopt(site)
+
+
+async def test_a_long_one_gives_way_and_says_how_far_it_is_and_one_that_is_not_there_is_told(site: RetentionSite, monkeypatch) -> None:
+    host = site.registry.host
+    for number in range(2):
+        push(site, "1", EPOCH, f"long{number}/app")
+    monkeypatch.setattr("worker.retention.adoption._TOGETHER", 1)
+    monkeypatch.setattr("worker.retention.adoption._BIT", 0.0)
+    await site.ledger.chores.start(f"adopt:{host}", host)
+    await go_on(site.place, f"adopt:{host}", KINDS)
+    chore = await site.ledger.chores.read(f"adopt:{host}")
+    assert (chore.state, chore.said) == (ChoreState.WAITING, f"1 of {len(site.registry.catalog())} repositories")
+    assert await site.ledger.chores.active(host) is None
+    assert (await site.run(f"adopt:{host}")).startswith(f"{len(site.registry.catalog())} repositories, ")
+    assert "1 of the repositories have no tag, or are not there" in await adopt(site, f"{host}/none/app")
 
 
 async def test_without_a_catalog_what_policies_name_is_adopted(site: RetentionSite, monkeypatch) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic
 
 from ledger.chores import Claim
 from ledger.errors import ManifestUnknown, NotFound, RegistryDenied, RegistryUnsupported
 from ledger.fields import Frozen
 from ledger.projects import ProjectSettings
-from worker.chores import GO_ON, Next, done
+from worker.chores import Next, done, later
 from worker.place import Place
 from worker.registry.reader import RegistryReader
 from worker.retention.inventory import Origin, Repository, Tag, credible
@@ -28,7 +28,7 @@ from worker.retention.survey import has_an_age, survey
 _TOGETHER = 16
 """Repositories between two times that it is written down how far it has come."""
 _BIT = 45.0
-"""Seconds after which the list of repositories is read anew."""
+"""Seconds after which other chores of the registry may go on, and the list of repositories is read anew."""
 _LEARNED = (Origin.PUSH, Origin.SEEN)
 """By crabpot itself: nobody knows better."""
 _WORDS = {
@@ -48,6 +48,8 @@ class Adoption(Frozen):
     of: int = 0
     """How many repositories there are."""
     repositories: int = 0
+    empty: int = 0
+    """How many of them have no tag: all are gone, or there was never such a repository."""
     tags: dict[str, int] = {}
     """Where the times of tags are from (`Origin`) -> how many tags."""
     ageless: int = 0
@@ -76,7 +78,8 @@ async def adopt(place: Place, claim: Claim) -> Next:
         commands = [place.ledger.shelf.taken(name) for name in read]
         await claim.write(state.model_dump(mode="json"), commands=commands)
         if monotonic() > end and start + _TOGETHER < len(ahead):
-            return GO_ON
+            said = f"{state.repositories + state.unread} of {state.of} repositories"
+            return later(timedelta(0), said, gives_way=True)  # what else the registry has to do need not wait for hours
     return done(said_of(state))
 
 
@@ -133,6 +136,7 @@ def counted(state: Adoption, repository: Repository, origins: Mapping[Origin, in
     return state.model_copy(
         update={
             "repositories": state.repositories + 1,
+            "empty": state.empty + (not names),
             "tags": dict(Counter(state.tags) + Counter({str(origin): count for origin, count in origins.items()})),
             "ageless": state.ageless + len(names) - sum(origins.values()),
             "untagged": state.untagged + untagged,
@@ -145,6 +149,8 @@ def said_of(state: Adoption) -> str:
     """What was found, for people."""
     parts = [f"{state.tags[origin]} {words}" for origin, words in _WORDS.items() if state.tags.get(origin)]
     said = [f"{state.repositories} repositories, {sum(state.tags.values())} tags{': ' if parts else ''}{', '.join(parts)}"]
+    if state.empty:
+        said.append(f"{state.empty} of the repositories have no tag, or are not there")
     if state.ageless:
         said.append(f"{state.ageless} signatures and the like, which need no time")
     said.append(f"{state.untagged} images without a tag are known; a registry lists no others, and they stay")
