@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ledger.collected import AnyCollected
 from ledger.errors import NotFound
-from ledger.fields import Frozen, Name
+from ledger.fields import AbsolutePath, Frozen, Name
 from ledger.schedule import Schedule
+
+_REVISIONS = 10
 
 
 class SecretSource(Frozen):
@@ -27,10 +29,38 @@ class SecretSource(Frozen):
 
 
 class ClusterSource(Frozen):
-    """A cluster that says which images it runs, by REST with a token of its own."""
+    """How it is known which images a cluster runs: it reports them by REST (`token`), or workers ask its API server (`kubeconfig`, `in_cluster`)."""
 
-    token: SecretSource
+    token: SecretSource | None = None
     """The bearer token of `PUT /v1/clusters/NAME/images`."""
+    kubeconfig: AbsolutePath | None = None
+    """A file of the workers' machines, or of their pods, that leads to the cluster; its account needs what deploy/running gives."""
+    context: Annotated[str, StringConstraints(min_length=1, max_length=253)] | None = None
+    """The kubeconfig's context, if not its current one."""
+    in_cluster: Literal[True] | None = None
+    """The cluster that the workers run in, by their own service account (`running.enabled` of the chart gives it the rights)."""
+    revisions: Annotated[int, Field(ge=1, le=1000)] = _REVISIONS
+    """How many replica sets of each deployment count, the newest first: as far back as a rollout can be undone without losing its image."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [name for name in ("token", "kubeconfig", "in_cluster") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            told = f"not {' and '.join(ways)}" if ways else "none is there"
+            raise ValueError(
+                "name exactly one of token (the cluster reports by REST), kubeconfig (a file by which workers ask it) and in_cluster: true "
+                f"(the cluster that workers run in); {told}"
+            )
+        if self.context is not None and self.kubeconfig is None:
+            raise ValueError("context is one of a kubeconfig, so it goes with that only")
+        if self.token is not None and self.revisions != _REVISIONS:
+            raise ValueError("revisions is for a cluster that workers ask; one that reports says itself what counts")
+        return self
+
+    @property
+    def reports(self) -> bool:
+        """Whether the cluster itself says what it runs; else workers ask."""
+        return self.token is not None
 
 
 class Site(Frozen):
@@ -41,7 +71,7 @@ class Site(Frozen):
     collect: tuple[AnyCollected, ...] = ()
     """Registries whose garbage is collected."""
     clusters: dict[Name, ClusterSource] = Field(default_factory=dict)
-    """The clusters that run images. Where one of them is silent nothing is deleted automatically."""
+    """The clusters that run images. Where one of them is silent nothing is deleted automatically, but where no cluster uses a policy's images."""
 
     @model_validator(mode="after")
     def _one_collection_each(self) -> Self:

@@ -16,11 +16,14 @@ from ledger.errors import CrabpotError, InputInvalid
 from ledger.fitness import Finding, examine
 from ledger.projects import Projects, ProjectSettings, read_projects
 from ledger.settings import Settings
+from ledger.site import Site
 from ledger.store import Ledger
 from worker.cluster import Cluster
+from worker.cluster.workloads import Workload
 from worker.collect.rights import check_collections
 from worker.place import namespaces_of, open_cluster
 from worker.registries import Registries
+from worker.retention.inquiries import Inquiries
 
 _SKEW = 2.0
 """Seconds that this machine's clock may be off Redis's."""
@@ -57,12 +60,15 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         namespaces = namespaces_of(settings, await ledger.projects())
         cluster = open_cluster(settings, namespaces, await ledger.identity())
         registries = Registries(cluster, settings)
+        site = projects.site if projects else await ledger.site()
         try:
             async for finding in _cluster(settings, cluster, namespaces):
                 yield finding
+            async for finding in _running(ledger, site):
+                yield finding
             async for finding in _registries(registries, known):
                 yield finding
-            async for finding in check_collections(settings, (projects.site if projects else await ledger.site()).collect):
+            async for finding in check_collections(settings, site.collect):
                 yield finding
         finally:
             await registries.close()
@@ -136,6 +142,34 @@ async def _rights(check_rights: Callable[..., Awaitable[list[str]]], namespace: 
         else "; ".join(f"{role} lacks {', '.join(lacking)}" for role, lacking in missing.items())
     )
     return Finding(f"rights in {namespace}", bool(enough), found, "bind the Roles of deploy/helm/crabpot to this account")
+
+
+async def _running(ledger: Ledger, site: Site) -> AsyncIterator[Finding]:
+    """Does each cluster that may use images say which?"""
+    now = await ledger.now()
+    for name, source in site.clusters.items():
+        title = f"cluster {name}"
+        if source.reports:
+            well = await ledger.usage.report(name, now) is not None
+            found = "has reported within the hour" if well else "has not reported for an hour, so nothing is deleted automatically"
+            yield Finding(
+                title, well, found, f"let it send what it runs to PUT /v1/clusters/{name}/images, with the token of clusters.{name}.token"
+            )
+            continue
+        try:
+            lacking = await Inquiries().lacking(name, source)
+        except CrabpotError as error:
+            yield Finding(
+                title, False, f"{error}; nothing is deleted automatically", f"mend clusters.{name} in the projects file, or what it names"
+            )
+            continue
+        kinds = ", ".join(lacking or Workload)
+        found = (
+            f"its account may not list {kinds}; nothing is deleted automatically" if lacking else f"answers, and may be asked for {kinds}"
+        )
+        yield Finding(
+            title, not lacking, found, "bind the ClusterRole of deploy/running to the account (in_cluster: running.enabled of the chart)"
+        )
 
 
 async def _registries(registries: Registries, projects: dict[str, ProjectSettings]) -> AsyncIterator[Finding]:

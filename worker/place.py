@@ -17,6 +17,7 @@ from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.registries import Registries
 from worker.registry.pace import PATIENT
+from worker.retention.inquiries import Inquiries
 from worker.retries import memory_for
 
 STARTS_AT_ONCE = 32
@@ -48,6 +49,8 @@ class Place:
         self.settings, self.ledger, self.cluster, self.registries = settings, ledger, cluster, registries
         self.long_work = Registries(cluster, settings, patience=PATIENT)
         """For chores, which are not repeated for each question that a registry does not answer."""
+        self.inquiries = Inquiries()
+        """What the clusters run that retention must spare; not only the one that builds."""
         self._copy = _Copy({})
         self.turn = Turn()
 

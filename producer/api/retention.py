@@ -91,10 +91,14 @@ async def report_images(request: Request) -> Response:
     """PUT /v1/clusters/{cluster}/images: everything that a cluster runs now. With the cluster's own token, which is good for nothing else."""
     name, ledger = request.path_params["cluster"], _ledger(request)
     cluster = (await ledger.site()).clusters.get(name)
-    token = _secret(name, cluster.token) if cluster else None
+    token = _secret(name, cluster.token) if cluster and cluster.token else None
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if token is None or scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), token):
-        detail = f"send the token that the projects file names for the cluster under clusters.{name[:63]}.token"
+        # The same to everybody: only who knows the token may learn which clusters there are, and how they are asked.
+        detail = (
+            f"send the token that the projects file names for the cluster under clusters.{name[:63]}.token; a cluster without one there, "
+            "as one that workers ask by its kubeconfig, takes no reports"
+        )
         return JSONResponse({"title": "Unauthorized", "status": 401, "detail": detail}, 401, media_type="application/problem+json")
     try:
         told = _REPORT.validate_json(await read_capped(request, _REPORT_LIMIT))

@@ -237,7 +237,7 @@ async def test_the_stored_record_is_plain(ledger):
 
 
 async def test_the_site_is_stored_with_the_projects(ledger):
-    said = "retention: {schedule: 0 2 * * *}\nclusters: {edge: {token: {env: T}}}"
+    said = "retention: {schedule: 0 2 * * *}\nclusters: {edge: {token: {env: T}}, prod: {kubeconfig: /etc/prod.yaml, revisions: 3}}"
     projects = parse_projects(f"version: 1\n{said}\nprojects: {{}}\n")
     await ledger.store_projects(projects)
     stored = await ledger.site()

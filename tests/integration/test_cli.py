@@ -16,8 +16,12 @@ import yaml
 
 from ledger.build import Reason, State
 from ledger.logbook import Line
+from ledger.projects import parse_projects
+from tests.faults.listed_kubernetes import listed_kubernetes
+from tests.faults.scripted_kubernetes import no
 from tests.integration.front_door import served
 from tests.requests import COMMIT, NOW, request_fields
+from worker.cluster.workloads import Workload
 
 CRABPOT = str(Path(sys.executable).parent / "crabpot")
 MINUTE = timedelta(minutes=1)
@@ -316,6 +320,27 @@ async def test_the_doctor_looks_at_the_ledger(crabpot, ledger):
     assert (code, json.loads(out)["found"]) == (0, f"{build} in due is missing; mended")
     assert (await crabpot("doctor", "--ledger"))[0] == 0
     assert (await crabpot("doctor", "--mend"))[0] == 2
+
+
+async def test_the_doctor_asks_each_cluster_what_it_may_list(crabpot, ledger, tmp_path):
+    async with listed_kubernetes(tmp_path) as cluster:
+        cluster.forever[Workload.JOB] = no(403, "Forbidden", "no jobs for ada")
+        asked = {"kubeconfig": str(cluster.kubeconfig)}
+        said = {"some": asked, "away": {"kubeconfig": "/nowhere/prod.yaml"}, "edge": {"token": {"env": "T"}}}
+        await ledger.store_projects(parse_projects(json.dumps({"version": 1, "projects": {}, "clusters": said})))
+        environment = {"CRABPOT_CLUSTER": "local", "CRABPOT_STATE": str(tmp_path)}
+        _, out, _ = await crabpot("doctor", **environment)
+        assert (
+            "FAULT cluster some: its account may not list jobs.batch; nothing is deleted automatically\n      bind the ClusterRole of"
+            in out
+        )
+        assert "FAULT cluster away: no credentials for a cluster in /nowhere/prod.yaml: there is no such file" in out
+        assert "FAULT cluster edge: has not reported for an hour" in out
+        cluster.forever.clear()
+        await ledger.usage.store("edge", {}, await ledger.now())
+        _, out, _ = await crabpot("doctor", **environment)
+        assert "ok    cluster some: answers, and may be asked for deployments.apps, " in out
+        assert "ok    cluster edge: has reported within the hour" in out
 
 
 async def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(crabpot, ledger, tmp_path):

@@ -37,6 +37,16 @@ async def test_a_cluster_reports_with_its_own_token_only(http, ledger):
     assert (await http.get("/v1/retention/plans", headers=mine)).status_code == 401
 
 
+async def test_a_cluster_that_workers_ask_takes_no_report(http, ledger):
+    said = "{prod: {token: {env: PROD_TOKEN}}, asked: {kubeconfig: /etc/asked.yaml}, here: {in_cluster: true}}"
+    await ledger.store_projects(parse_projects(f"version: 1\nclusters: {said}\nprojects: {{}}\n"))
+    for name in ("asked", "here"):
+        for token in ("carrot", "other", ""):
+            answer = await http.put(f"/v1/clusters/{name}/images", json={"images": {}}, headers={"Authorization": f"Bearer {token}"})
+            assert (answer.status_code, "takes no reports" in answer.json()["detail"]) == (401, True)
+        assert await ledger.usage.report(name, await ledger.now()) is None
+
+
 async def test_plans_are_listed_approved_once_and_undone(http, ledger):
     sha = "b" * 64
     await ledger.plans.store(sha, "{}", "a.test", await ledger.now(), {"delete": 2})

@@ -17,6 +17,7 @@ from ledger.projects import parse_projects
 from ledger.settings import Settings
 from worker.cluster.kubernetes import WATCH_RIGHTS, WORKER_RIGHTS
 from worker.cluster.manifest import MANAGED_BY
+from worker.cluster.workloads import Workload
 from worker.collect.kubernetes import rights_of
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,32 @@ def test_who_collects_a_registry_has_the_rights_for_exactly_that(how: str) -> No
     assert named == {"statefulsets": ["registry"], "persistentvolumeclaims": ["data-registry-0"]}
     binding = of_kind("RoleBinding", *arguments)["images/crab-crabpot-collect-0"]
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "crab-crabpot-worker", "namespace": "crab-system"}]
+
+
+def needed_to_ask() -> set[tuple[str, str, str]]:
+    return {("list", kind.group, kind.resource) for kind in Workload}
+
+
+def rights_by_group(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    rules = role["rules"]
+    return {
+        (verb, group, resource) for rule in rules for verb in rule["verbs"] for group in rule["apiGroups"] for resource in rule["resources"]
+    }
+
+
+def test_a_worker_that_asks_its_own_cluster_may_list_what_makes_pods_and_no_more() -> None:
+    arguments = ("--values", str(RIGHTS_ONLY), "--set", "running.enabled=true")
+    [(name, role)] = of_kind("ClusterRole", *arguments).items()
+    assert rights_by_group(role) == needed_to_ask()
+    [binding] = of_kind("ClusterRoleBinding", *arguments).values()
+    assert f"/{binding['roleRef']['name']}" == name
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "crab-crabpot-worker", "namespace": "crab-system"}]
+
+
+def test_clusters_that_are_asked_by_kubeconfig_are_files_of_the_worker() -> None:
+    _, pod, container = next(found for found in containers() if found[0] == "worker")
+    assert {"name": "clusters", "mountPath": "/etc/crabpot/clusters", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "clusters", "secret": {"secretName": "clusters", "defaultMode": 0o440}} in pod["volumes"]
 
 
 def test_rights_are_for_the_builds_namespaces_only_and_secrets_are_named_one_by_one() -> None:
@@ -147,6 +174,8 @@ def test_the_projects_arrive_as_a_projects_file_that_crabpot_reads() -> None:
     stored = of_kind("ConfigMap", "--values", str(FULL))["crab-system/crab-crabpot-projects"]["data"]["projects.yaml"]
     projects = parse_projects(stored)
     assert projects.limits.max_builds == 8
+    assert projects.clusters["prod"].kubeconfig == "/etc/crabpot/clusters/prod"
+    assert projects.clusters["here"].in_cluster
     assert projects.projects["demo"].namespace == "team-a"
 
 

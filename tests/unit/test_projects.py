@@ -59,6 +59,17 @@ def test_a_push_makes_one_request_per_image_by_its_first_rule():
         ("projects: [", 1, "not YAML"),
         ("version: 1\nprojects:\n  a: {}\n  b: {}\n  a: {}\n", 3, "once"),
         ("", 1, "projects"),
+        ("version: 1\nprojects: {}\nclusters:\n  prod: {}\n", 4, "clusters.prod: got a value not shown here; name exactly one of token"),
+        ("version: 1\nprojects: {}\nclusters:\n  prod: {token: {env: T}, in_cluster: true}\n", 4, "not token and in_cluster"),
+        ("version: 1\nprojects: {}\nclusters:\n  prod: {kubeconfig: prod.yaml}\n", 4, "clusters.prod.kubeconfig"),
+        ("version: 1\nprojects: {}\nclusters:\n  prod: {in_cluster: false}\n", 4, "clusters.prod.in_cluster"),
+        ("version: 1\nprojects: {}\nclusters:\n  prod: {in_cluster: true, context: b}\n", 4, "context is one of a kubeconfig"),
+        (
+            "version: 1\nprojects: {}\nclusters:\n  prod: {token: {env: T}, revisions: 3}\n",
+            4,
+            "revisions is for a cluster that workers ask",
+        ),
+        ("version: 1\nprojects: {}\nclusters:\n  prod:\n    kubeconfig: /a\n    revisions: 0\n", 6, "clusters.prod.revisions"),
     ],
 )
 def test_errors_name_line_and_field(text, line, said):

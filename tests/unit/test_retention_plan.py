@@ -183,8 +183,8 @@ def test_who_must_look_at_it_first():
     assert judge(inventory, LAST, asked).repositories[0].review == ("the policy asks for it",)
     assert judge(inventory, automatic, asked).repositories[0].review == ()
     assert judge(inventory, automatic, Protected()).repositories[0].review == ("no cluster is listed that could say what runs there",)
-    silent = Protected(answered=("one",), silent=("two",))
-    assert judge(inventory, automatic, silent).repositories[0].review == ("the cluster two did not say what runs there",)
+    silent = Protected(answered=("one",), silent={"two": "it is away"})
+    assert judge(inventory, automatic, silent).repositories[0].review == ("the cluster two did not say what runs there: it is away",)
     nobody = policy(keep=[{"last": 1}], apply="automatic", used_by_no_cluster=True)
     assert judge(inventory, nobody, silent).repositories[0].review == ()
 

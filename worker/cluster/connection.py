@@ -20,6 +20,7 @@ import aiohttp
 from kubernetes_asyncio.client import ApiClient, Configuration
 from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config
 from kubernetes_asyncio.stream import WsApiClient
+from yaml import YAMLError
 
 from ledger.errors import ClusterDenied, ClusterUnavailable, NotFound
 from worker.cluster.answers import Answer, failure_of
@@ -48,6 +49,10 @@ class Executed:
 
 class Silent(ClusterUnavailable):
     """The cluster sent nothing for too long."""
+
+
+_MISREAD = (TypeError, ValueError, KeyError, AttributeError, IndexError)
+"""What the client raises for a kubeconfig that is YAML and nothing more."""
 
 
 class Api:
@@ -159,7 +164,10 @@ class Api:
                 await self._authenticate()
             if pool not in self._clients:
                 self._configuration.connection_pool_maxsize = _SIZES[pool]
-                self._clients[pool] = ApiClient(self._configuration)
+                try:
+                    self._clients[pool] = ApiClient(self._configuration)
+                except OSError as error:  # an SSLError is one
+                    raise ClusterDenied(f"the certificates of {self._kubeconfig or 'the cluster'} cannot be used: {error}") from None
             return self._clients[pool]
 
     async def _authenticate(self) -> None:
@@ -170,8 +178,15 @@ class Api:
             else:
                 path = str(self._kubeconfig) if self._kubeconfig else None
                 await load_kube_config(path, self._context, self._configuration, persist_config=False)
-        except (ConfigException, OSError) as error:
-            raise ClusterDenied(f"no credentials for a cluster: {error}; set CRABPOT_KUBECONFIG, or run inside the cluster") from None
+        except (ConfigException, OSError, YAMLError, *_MISREAD) as error:
+            if self._kubeconfig is None:
+                raise ClusterDenied(f"no credentials for a cluster: {error}; set CRABPOT_KUBECONFIG, or run inside the cluster") from None
+            known = isinstance(error, (ConfigException, OSError)) and self._kubeconfig.exists()
+            said = str(error) if known else f"it is no kubeconfig ({error})" if self._kubeconfig.exists() else "there is no such file"
+            raise ClusterDenied(
+                f"no credentials for a cluster in {self._kubeconfig}: {said}; mend that file, or name another "
+                "(CRABPOT_KUBECONFIG, or under `clusters` in the projects file)"
+            ) from None
 
     async def close(self) -> None:
         while self._clients:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from worker.retention.decisions import Action, Decision, RepositoryPlan
 from worker.retention.inventory import Repository
-from worker.retention.protection import Web
+from worker.retention.protection import Web, silence_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _stop(stored: RepositoryPlan, fresh: RepositoryPlan | None, found: Repositor
     wanting = fresh.review or stored.review
     if despite is None:
         return f"it waits for somebody's approval: {wanting[0]}" if wanting else None
-    silent = [why for why in fresh.review if why.startswith("the cluster ") and not any(f"the cluster {name} " in why for name in despite)]
+    silent = [why for why in fresh.review if why.startswith("the cluster ") and not why.startswith(tuple(map(silence_of, despite)))]
     return silent[0] if silent else None
 
 

@@ -71,11 +71,10 @@ def held_outside(web: Web, protected: Protected) -> Held:
     that), or about something that is not known here.
     """
     held: dict[str, tuple[Reason, ...]] = {}
-    for mark in sorted(protected.marks):
-        if mark in web.manifests or mark in web.parents:
-            reasons = protected.reasons(mark)
-            for digest in (mark, *sorted(web.holders(mark))):
-                held[digest] = (*held.get(digest, ()), *reasons)
+    for mark, meant in web.meant(protected.marks):
+        reasons = protected.reasons(mark)
+        for digest in (meant, *sorted(web.holders(meant))):
+            held[digest] = (*held.get(digest, ()), *reasons)
     for digest, subject in web.strays().items():
         held[digest] = (*held.get(digest, ()), Reason(Why.REFERRER, f"{subject}, which is not known here"))
     return held

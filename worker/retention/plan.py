@@ -17,7 +17,7 @@ from worker.retention.decisions import Action, Decision, Plan, Reason, Repositor
 from worker.retention.inventory import Inventory, Repository, Stored, Tag, credible
 from worker.retention.keeping import Held, Tally, held_outside, missing_time, newest_first, reasons_to_stay
 from worker.retention.policy import Policies, first_matches
-from worker.retention.protection import Protected, Web
+from worker.retention.protection import Protected, Web, silence_of
 from worker.retention.weighing import freed_bytes
 
 _Alone = dict[str, tuple[Reason, ...]]
@@ -202,7 +202,7 @@ def _why_alone_goes(web: Web, policy: Retention, digest: str) -> tuple[Reason, .
 def _review(policy: Retention, protected: Protected) -> tuple[str, ...]:
     found = [] if policy.apply == "automatic" else ["the policy asks for it"]
     if not policy.used_by_no_cluster:
-        found += [f"the cluster {name} did not say what runs there" for name in protected.silent]
+        found += [silence_of(name, why) for name, why in protected.silent.items()]
         if not protected.answered and not protected.silent:
             found.append("no cluster is listed that could say what runs there")
     return tuple(found)

@@ -5,9 +5,10 @@ The same is done again, for one repository, at the moment that a plan is applied
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from ledger.build import State
@@ -15,14 +16,17 @@ from ledger.chores import Claim
 from ledger.errors import RegistryError
 from ledger.events import RegistryEvent, registry_event
 from ledger.plans import AUTOMATIC
+from ledger.site import ClusterSource
 from worker.chores import Next, done
 from worker.place import Place
 from worker.retention.decisions import Action, Plan, RepositoryPlan
+from worker.retention.inquiries import LATELY, Answer, Silence
 from worker.retention.inventory import Inventory, Repository
 from worker.retention.plan import plan
 from worker.retention.policy import Policies
 from worker.retention.protection import Protected, mark_of
 from worker.retention.remembered import Remembered
+from worker.retention.running import under_all_names
 from worker.retention.scope import find_repositories, referrers_of
 from worker.retention.survey import survey
 
@@ -68,7 +72,7 @@ async def look(
             paths = ()
         for path in paths:
             owners.setdefault(path, name)
-    protected = await protected_now(place)
+    protected = await protected_now(place, LATELY)
     found: list[Repository] = []
     for name in dict.fromkeys(owners.values()):
         reader = place.long_work.reader(name, projects[name], registry)
@@ -89,8 +93,8 @@ async def look(
     return plan(inventory, policies, protected, now, binned=binned), {one.name: one for one in found}
 
 
-async def protected_now(place: Place) -> Protected:
-    """What is used outside of the registry at this moment."""
+async def protected_now(place: Place, age: timedelta) -> Protected:
+    """What is used outside of the registry at this moment; what clusters run, at most so long ago."""
     in_flight: dict[str, str] = {}
     for state in _UNFINISHED:
         cursor: str | None = None
@@ -105,24 +109,32 @@ async def protected_now(place: Place) -> Protected:
             cursor = page.cursor
             if cursor is None:
                 break
-    answered, silent, running = await _running(place)
+    answered, silent, running = await _running(place, age)
     return Protected(running=running, pinned=await place.ledger.shelf.pins(), in_flight=in_flight, answered=answered, silent=silent)
 
 
-async def _running(place: Place) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
-    """The clusters that say what they run, those that do not, and what they run."""
+async def _running(place: Place, age: timedelta) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
+    """The clusters that say what they run, those that do not and why, and what they run."""
     site, now = await place.ledger.site(), await place.ledger.now()
+    names = sorted(site.clusters)
+    found = await asyncio.gather(*(_answer(place, name, site.clusters[name], now, age) for name in names))
     answered: list[str] = []
-    silent: list[str] = []
+    silent: dict[str, str] = {}
     running: dict[str, str] = {}
-    for name in site.clusters:
-        report = await place.ledger.usage.report(name, now)
-        if report is None:
-            silent.append(name)
+    for name, answer in zip(names, found, strict=True):
+        if isinstance(answer, Silence):
+            silent[name] = answer.why
         else:
             answered.append(name)
-            running |= {mark: f"{who} of the cluster {name}" for mark, who in report.items()}
-    return tuple(answered), tuple(silent), running
+            running |= {mark: f"{who} of the cluster {name}" for mark, who in answer.items()}
+    return tuple(answered), silent, under_all_names(running, (one.names for one in site.collect))
+
+
+async def _answer(place: Place, name: str, source: ClusterSource, now: datetime, age: timedelta) -> Answer:
+    if not source.reports:
+        return await place.inquiries.ask(name, source, age)
+    report = await place.ledger.usage.report(name, now)
+    return Silence(f"it has not reported for an hour (PUT /v1/clusters/{name}/images)") if report is None else report
 
 
 def goes_by_itself(repository: RepositoryPlan) -> bool:

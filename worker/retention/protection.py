@@ -6,7 +6,7 @@ An index holds its manifests, a manifest its referrers and signatures; nothing t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ledger.references import ImageReference
@@ -29,8 +29,8 @@ class Protected:
     """Made or to be tagged by builds that have not ended."""
     answered: tuple[str, ...] = ()
     """The clusters that said what runs there."""
-    silent: tuple[str, ...] = ()
-    """The clusters that should have, and did not."""
+    silent: Mapping[str, str] = field(default_factory=dict)
+    """The clusters that should have and did not, and why."""
 
     def reasons(self, mark: str) -> tuple[Reason, ...]:
         """Why a digest or name must stay."""
@@ -40,6 +40,11 @@ class Protected:
     @property
     def marks(self) -> frozenset[str]:
         return frozenset((*self.running, *self.pinned, *self.in_flight))
+
+
+def silence_of(cluster: str, why: str = "") -> str:
+    """Why somebody has to approve what a cluster said nothing about; without the reason, how all such begin."""
+    return f"the cluster {cluster} did not say what runs there" + (f": {why}" if why else "")
 
 
 def mark_of(image: ImageReference) -> str:
@@ -83,6 +88,15 @@ class Web:
             connected.sort()  # type: ignore[attr-defined]
         web.signatures = {subject: sorted(web.signatures[subject], key=lambda tag: tag.name) for subject in sorted(web.signatures)}
         return web
+
+    def meant(self, marks: Collection[str]) -> list[tuple[str, str]]:
+        """The digests of this repository that marks mean, as (mark, digest). A container runtime may know an image by the digest of its configuration
+        alone (containerd's `imageID` of one that it did not pull by name): that means every manifest with this configuration.
+        """
+        known = [(mark, mark) for mark in marks if mark in self.manifests or mark in self.parents]
+        # A manifest's configuration is the first of its blobs.
+        built = [(one.blobs[0].digest, one.digest) for one in self.manifests.values() if one.blobs and one.blobs[0].digest in marks]
+        return sorted((*known, *built))
 
     def untagged(self) -> list[Stored]:
         """The manifests without a tag of any kind, by digest."""

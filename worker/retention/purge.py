@@ -17,9 +17,10 @@ from ledger.references import ImageReference
 from worker.chores import GO_ON, Next, done, later
 from worker.place import Place
 from worker.registry.client import RegistryClient
+from worker.retention.inquiries import NOW
 from worker.retention.inventory import Repository
 from worker.retention.planning import protected_now
-from worker.retention.protection import Protected, Web
+from worker.retention.protection import Protected, Web, silence_of
 from worker.retention.remembered import Remembered
 from worker.retention.survey import survey
 from worker.retention.untagging import take_away
@@ -93,7 +94,9 @@ class _Purging:
         if found.trouble is not None:
             await self._restore(client, found.trouble)
             return
-        web, protected = Web.of(found), await protected_now(place)
+        web = Web.of(found)
+        # Nobody is asked who uses what is gone already, as it is on the look after each deletion.
+        protected = await protected_now(place, NOW) if there else Protected()
         await self._verify(client, web, there)
         await self._delete(client, found, web, protected, there)
 
@@ -135,7 +138,7 @@ class _Purging:
             elif entry.digest in kept:
                 await self._rescue(client, entry, kept[entry.digest])
             elif silent := [] if not entry.asks_clusters else [one for one in protected.silent if one not in entry.despite]:
-                await _put_off(self._place, self._claim, [entry], f"the cluster {silent[0]} did not say what runs there")
+                await _put_off(self._place, self._claim, [entry], silence_of(silent[0], protected.silent[silent[0]]))
         tags = {tag.name for tag in found.tags}
         free = [digest for digest in open_entries if digest not in kept and digest not in used and digest not in waiting]
         for digest in web.in_order(free):
@@ -178,7 +181,7 @@ def _needed(web: Web, due: set[str], protected: Protected) -> tuple[Mapping[str,
     tagged = {tag.digest for tag in web.tags} | {tag.digest for tags in web.signatures.values() for tag in tags}
     seeds = (set(web.manifests) - due) | tagged | {tag.digest for tag in web.quarantined} - quarantined
     kept = {digest: str(reasons[0]) if reasons else "it has a tag again" for digest, reasons in web.closure(seeds).items()}
-    marked = [mark for mark in protected.marks if mark in web.manifests or mark in web.parents]
-    roots = {digest: str(protected.reasons(mark)[0]) for mark in marked for digest in (mark, *web.holders(mark))}
+    marked = web.meant(protected.marks)
+    roots = {digest: str(protected.reasons(mark)[0]) for mark, meant in marked for digest in (meant, *web.holders(meant))}
     used = {digest: roots.get(digest, "it hangs together with something that is used") for digest in web.closure(roots)}
     return kept, {digest: why for digest, why in used.items() if digest not in kept}
