@@ -244,10 +244,19 @@ class Keys:
         """Hash: tag -> our last push of it: JSON of digest, time (ms), branch."""
         return f"{self.root}reg:pushes:{repository}"
 
+    def told(self, repository: str) -> str:
+        """Hash: tag -> when it was pushed (ms), as somebody says who has the repository adopted. It goes once that is done."""
+        return f"{self.root}reg:told:{repository}"
+
     @property
     def pins(self) -> str:
         """Hash: digest, or registry/repository:tag -> why it is pinned."""
         return f"{self.root}reg:pins"
+
+    @property
+    def pinned_by(self) -> str:
+        """Hash: the same -> JSON of the image as it was named, who pinned it, when (ms)."""
+        return f"{self.root}reg:pins:by"
 
     def plan(self, sha256: str) -> str:
         """Hash: text (zlib), registry, made (ms), state, totals (JSON), approved_by, despite."""

@@ -56,6 +56,11 @@ class ImageReference:
         """What to ask the registry for: the digest if there is one, else the tag (`latest` if there is none)."""
         return self.digest or self.tag or "latest"
 
+    @property
+    def mark(self) -> str:
+        """How an image that somebody uses or keeps is named: its digest, which tags may leave, else its name and tag."""
+        return self.digest or f"{self.name}:{self.reference}"
+
     def with_tag(self, tag: str) -> ImageReference:
         return ImageReference(self.registry, self.repository, tag)
 
@@ -64,6 +69,16 @@ class ImageReference:
 
     def __str__(self) -> str:
         return self.name + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def parse_mark(text: str) -> str:
+    """The mark of an image that is named with its tag or digest, or a digest alone. ValueError: it names a whole repository."""
+    if text.startswith("sha256:"):
+        return parse_digest(text)
+    image = ImageReference.parse(text)
+    if not (image.tag or image.digest):
+        raise ValueError(f"name a tag or a digest of it, as {image.name}:1 or {image.name}@sha256:…")
+    return image.mark
 
 
 def parse_registry(text: str) -> str:

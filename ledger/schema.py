@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ledger.build import Build, BuildRequest, State
-from ledger.events import CDEVENTS_VERSION, OUTCOMES, PROMOTION_OUTCOMES, QUEUE_SOURCE, EventType, PromotionEvent, QueueEvent
+from ledger.events import (
+    CDEVENTS_VERSION,
+    OUTCOMES,
+    PROMOTION_OUTCOMES,
+    QUEUE_SOURCE,
+    CollectionEvent,
+    EventType,
+    PromotionEvent,
+    QueueEvent,
+    RegistryEvent,
+)
 from ledger.projects import Projects
 from ledger.promotion import Promotion, PromotionRequest, PromotionState
 
 FOLDER = Path(__file__).parent / "schemas"
 _TEXT = {"type": "string", "minLength": 1}
+_TEXTS = {"type": "array", "items": _TEXT}
+_COUNT = {"type": "integer", "minimum": 0}
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -29,6 +41,8 @@ def schemas() -> dict[str, dict[str, Any]]:
         "promotion.json": _titled(Promotion.model_json_schema(), "A promotion's record"),
         "promotion-event.json": _promotion_event(),
         "queue-event.json": _queue_event(),
+        "registry-event.json": _registry_event(),
+        "collection-event.json": _collection_event(),
     }
 
 
@@ -47,7 +61,7 @@ def _event() -> dict[str, Any]:
         "destinations": {"type": "array", "items": _TEXT},
     }
     required = ["build", "project", "state", "attempt", "destinations"]
-    return _cd_event([str(kind) for kind in EventType], _object(custom, required), "An event of a build")
+    return _titled(_cd_event([str(kind) for kind in EventType], _object(custom, required)), "An event of a build")
 
 
 def _promotion_event() -> dict[str, Any]:
@@ -60,10 +74,10 @@ def _promotion_event() -> dict[str, Any]:
         "overtaken": {"type": "array", "items": _TEXT},
     }
     required = ["promotion", "project", "state", "sequence", "from", "digest"]
-    return _cd_event([str(kind) for kind in PromotionEvent], _object(custom, required), "An event of a promotion")
+    return _titled(_cd_event([str(kind) for kind in PromotionEvent], _object(custom, required)), "An event of a promotion")
 
 
-def _cd_event(kinds: list[str], custom: dict[str, Any], title: str) -> dict[str, Any]:
+def _cd_event(kinds: list[str], custom: dict[str, Any]) -> dict[str, Any]:
     """A CloudEvent 1.0 in JSON with a CDEvent in it; what both say must be equal is checked by the tests, which a schema cannot."""
     context = {
         "specversion": {"const": CDEVENTS_VERSION},
@@ -79,17 +93,42 @@ def _cd_event(kinds: list[str], custom: dict[str, Any], title: str) -> dict[str,
         "customData": custom,
         "customDataContentType": {"const": "application/json"},
     }
-    envelope = {
-        "specversion": {"const": "1.0"},
-        "id": _TEXT,
-        "source": {**_TEXT, "format": "uri-reference"},
-        "type": {"enum": kinds},
-        "subject": _TEXT,
-        "time": {"type": "string", "format": "date-time"},
-        "datacontenttype": {"const": "application/json"},
-        "data": _object(data),
+    return _cloud_event({"enum": kinds}, {**_TEXT, "format": "uri-reference"}, _object(data))
+
+
+def _registry_event() -> dict[str, Any]:
+    """What retention does: each kind tells something else. An artifact that is deleted is a CDEvent."""
+    totals = {**dict.fromkeys(("repositories", "keep", "untag", "delete", "digests", "freed"), _COUNT), "review": _TEXTS}
+    told: dict[str, dict[str, Any]] = {
+        RegistryEvent.PLANNED: totals,
+        RegistryEvent.UNTAGGED: {"image": _TEXT, "digest": _TEXT},
+        RegistryEvent.APPLIED: {"approved_by": _TEXT, **dict.fromkeys(("untagged", "binned", "skipped"), _COUNT)},
+        RegistryEvent.UNDONE: dict.fromkeys(("returned", "left", "lost"), _COUNT),
     }
-    return _titled(_object(envelope), title)
+    source = {"type": "string", "pattern": "^/crabpot/registries/."}
+    kinds = [_cloud_event({"const": str(kind)}, source, _object({"plan": _TEXT, **data})) for kind, data in told.items()]
+    deleted = _object({"plan": _TEXT, "image": _TEXT, "tags": _TEXTS})
+    kinds.append(_cd_event([str(RegistryEvent.DELETED)], deleted))
+    return _titled({"oneOf": kinds}, "An event of retention in a registry")
+
+
+def _collection_event() -> dict[str, Any]:
+    """How a collection of garbage begins and ends."""
+    counts = {
+        "dry": _or_null(_object(dict.fromkeys(("marked", "eligible", "bytes", "unsized"), _COUNT))),
+        "verified": _or_null(_object(dict.fromkeys(("repositories", "manifests", "blobs"), _COUNT))),
+        "swept": {"type": "boolean"},
+        "sweeps": _COUNT,
+    }
+    told: dict[str, dict[str, Any]] = {
+        CollectionEvent.PLANNED: counts,
+        CollectionEvent.STARTED: {},
+        CollectionEvent.FINISHED: counts,
+        CollectionEvent.FAILED: {**counts, "trouble": _TEXT},
+    }
+    source, run = {"const": QUEUE_SOURCE}, {"registry": _TEXT, "run": _TEXT}
+    kinds = [_cloud_event({"const": str(kind)}, source, _object({**run, **data})) for kind, data in told.items()]
+    return _titled({"oneOf": kinds}, "An event of a collection of garbage")
 
 
 def _queue_event() -> dict[str, Any]:
@@ -98,17 +137,27 @@ def _queue_event() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": _object({"count": {"type": "integer", "minimum": 1}, "subjects": {"type": "array", "items": _TEXT}}),
     }
+    data = _object({"scope": _TEXT, "limit": _COUNT, "mended": mended}, required=[])
+    return _titled(_cloud_event({"enum": [str(kind) for kind in QueueEvent]}, {"const": QUEUE_SOURCE}, data), "An event of the queue")
+
+
+def _cloud_event(kind: dict[str, Any], source: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """A CloudEvent 1.0 in JSON."""
     envelope = {
         "specversion": {"const": "1.0"},
         "id": _TEXT,
-        "source": {"const": QUEUE_SOURCE},
-        "type": {"enum": [str(kind) for kind in QueueEvent]},
+        "source": source,
+        "type": kind,
         "subject": _TEXT,
         "time": {"type": "string", "format": "date-time"},
         "datacontenttype": {"const": "application/json"},
-        "data": _object({"scope": _TEXT, "limit": {"type": "integer", "minimum": 0}, "mended": mended}, required=[]),
+        "data": data,
     }
-    return _titled(_object(envelope), "An event of the queue")
+    return _object(envelope)
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:

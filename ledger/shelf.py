@@ -13,12 +13,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ledger.build import milliseconds, moment
+from ledger.chores import Command
 from ledger.codec import pairs
 from ledger.connection import Connection
 from ledger.references import ImageReference
 
 _PRUNED = 500
 """Manifests that are forgotten in one call."""
+_TOLD = 30 * 24 * 3600
+"""Seconds that times wait which somebody told and no adoption came for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,29 @@ class Pushed:
     digest: str
     at: datetime
     branch: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """What stays whatever the rules say."""
+
+    mark: str
+    """A digest, wherever it lies, or `registry/repository:tag`, whatever it stands for (`ImageReference.mark`)."""
+    why: str
+    image: str | None = None
+    """The image as it was named: a digest alone does not say which it is."""
+    by: str | None = None
+    at: datetime | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As commands and REST tell of it: JSON."""
+        return {
+            "pin": self.mark,
+            "image": self.image or self.mark,
+            "reason": self.why,
+            "by": self.by,
+            "at": self.at.isoformat() if self.at else None,
+        }
 
 
 class Shelf:
@@ -95,17 +121,50 @@ class Shelf:
         read = {tag: json.loads(text) for tag, text in stored.items()}
         return {tag: Pushed(digest, moment(at), branch) for tag, (digest, at, branch) in read.items()}
 
-    async def pin(self, mark: str, why: str) -> None:
-        """Keep a digest, or `registry/repository:tag`, whatever the rules say."""
-        await self._connection.command("HSET", self._keys.pins, mark, why)
+    async def tell(self, times: Mapping[str, Mapping[str, datetime]]) -> None:
+        """Lay down when tags were pushed, by repository and tag, for the adoption that comes."""
+        for repository, tags in times.items():
+            flat = [word for tag, at in tags.items() for word in (tag, milliseconds(at))]
+            key = self._keys.told(repository)
+            await self._connection.commands(("HSET", key, *flat), ("EXPIRE", key, _TOLD))
+
+    async def told(self, repository: str) -> dict[str, datetime]:
+        """What was laid down of a repository and not yet taken."""
+        stored = pairs(await self._connection.command("HGETALL", self._keys.told(repository)))
+        return {tag: moment(at) for tag, at in stored.items()}
+
+    def taken(self, repository: str) -> Command:
+        """The command that takes it away."""
+        return ("DEL", self._keys.told(repository))
+
+    async def pin(self, mark: str, why: str, *, image: str | None = None, by: str | None = None) -> Pin:
+        """Keep a digest, or `registry/repository:tag`, whatever the rules say. What is pinned already gets this reason."""
+        time = await self._connection.command("TIME")
+        at = int(time[0]) * 1000
+        # The pin itself comes first: a kill between the two costs who and when, and no image.
+        await self._connection.commands(
+            ("HSET", self._keys.pins, mark, why), ("HSET", self._keys.pinned_by, mark, json.dumps([image, by, at]))
+        )
+        return Pin(mark=mark, why=why, image=image, by=by, at=moment(at))
 
     async def unpin(self, mark: str) -> bool:
         """Whether it was pinned."""
-        return bool(await self._connection.command("HDEL", self._keys.pins, mark))
+        removed, _ = await self._connection.commands(("HDEL", self._keys.pins, mark), ("HDEL", self._keys.pinned_by, mark))
+        return bool(removed)
 
     async def pins(self) -> dict[str, str]:
         """Every pin, and why."""
         return pairs(await self._connection.command("HGETALL", self._keys.pins))
+
+    async def pinned(self) -> list[Pin]:
+        """Every pin with what is known of it, by what it pins."""
+        reasons, told = await self._connection.commands(("HGETALL", self._keys.pins), ("HGETALL", self._keys.pinned_by))
+        known = {mark: json.loads(text) for mark, text in pairs(told).items()}
+        found = []
+        for mark, why in sorted(pairs(reasons).items()):
+            image, by, at = known.get(mark, (None, None, None))
+            found.append(Pin(mark=mark, why=why, image=image, by=by, at=None if at is None else moment(at)))
+        return found
 
     async def prune(self, now: datetime, age: timedelta) -> int:
         """Forget manifests that no survey has asked for since long, at most so many; answers how many."""

@@ -87,7 +87,10 @@ class Site(Frozen):
             if registry in (one.registry, *one.aliases):
                 return one
         known = ", ".join(one.registry for one in self.collect) or "none"
-        raise NotFound(f"the projects file says nothing of collecting {registry}; name it under `collect` (there: {known})")
+        raise NotFound(
+            f"the projects file says nothing of collecting {registry}; name it under `collect` (there: {known}), with `kind: own` where it is"
+            " Harbor, zot or hosted: these collect their own garbage"
+        )
 
     @property
     def site(self) -> Site:

@@ -257,8 +257,8 @@ class _Doors:
 class _Reader:
     model: Model
 
-    async def is_harbor(self, _: str) -> bool:
-        return False
+    async def collector(self, _: str) -> None:
+        return None
 
     async def catalog(self, _: str) -> AsyncIterator[str]:
         self.model.around("catalog")

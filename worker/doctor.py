@@ -20,6 +20,7 @@ from ledger.site import Site
 from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.cluster.workloads import Workload
+from worker.collect.rights import check_collections
 from worker.place import namespaces_of, open_cluster
 from worker.registries import Registries
 from worker.retention.inquiries import Inquiries
@@ -59,12 +60,15 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         namespaces = namespaces_of(settings, await ledger.projects())
         cluster = open_cluster(settings, namespaces, await ledger.identity())
         registries = Registries(cluster, settings)
+        site = projects.site if projects else await ledger.site()
         try:
             async for finding in _cluster(settings, cluster, namespaces):
                 yield finding
-            async for finding in _running(ledger, projects.site if projects else await ledger.site()):
+            async for finding in _running(ledger, site):
                 yield finding
             async for finding in _registries(registries, known):
+                yield finding
+            async for finding in check_collections(settings, site.collect):
                 yield finding
         finally:
             await registries.close()

@@ -9,9 +9,18 @@ from ledger.promotions import KIND as PROMOTE
 from worker.chores import Bit
 from worker.collect.chore import COLLECTIONS
 from worker.promotion import promote
+from worker.retention.adoption import adopt
 from worker.retention.apply import apply
 from worker.retention.planning import make_plan
 from worker.retention.purge import purge
 from worker.retention.undo import undo
 
-KINDS: Final[Mapping[str, Bit]] = {"plan": make_plan, "apply": apply, "purge": purge, "undo": undo, PROMOTE: promote, **COLLECTIONS}
+KINDS: Final[Mapping[str, Bit]] = {
+    "adopt": adopt,
+    "plan": make_plan,
+    "apply": apply,
+    "purge": purge,
+    "undo": undo,
+    PROMOTE: promote,
+    **COLLECTIONS,
+}

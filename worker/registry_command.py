@@ -6,78 +6,28 @@ A removal looks at the whole repository first, and asks before it deletes. With 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
-from functools import wraps
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ledger.console import on_terminal, say_json, say_size, say_table
 from ledger.errors import ImageInUse, ManifestUnknown
-from ledger.references import ImageReference, parse_registry
+from ledger.references import ImageReference
 from worker.abreast import each
+from worker.adoption_command import adopt
+from worker.command_line import HOST, IMAGE
+from worker.pins_command import list_pins, pin, unpin
 from worker.registry.client import RegistryClient
 from worker.registry.copying import copy_image
 from worker.registry.manifests import IMAGE_CONFIGS, Manifest
 from worker.registry.reader import RegistryReader
 from worker.registry.rehearsal import Changing, Rehearsal
-from worker.registry_access import Access
+from worker.registry_access import Access, accessing
 from worker.removal import Removal, look, remove
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _AT_ONCE = 16
-
-
-class _Image(click.ParamType[ImageReference]):
-    name = "image"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageReference:
-        try:
-            return value if isinstance(value, ImageReference) else ImageReference.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Host(click.ParamType[str]):
-    name = "registry"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return parse_registry(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-IMAGE, HOST = _Image(), _Host()
-
-
-def _accessing(command: _Command) -> _Command:
-    """The options that say whose credentials are used, given to a command as `access`; and --json."""
-
-    @click.option("--project", help="Use the registry credentials of this project of the ledger.")
-    @click.option("--docker-config", type=click.Path(path_type=Path), help="Use this docker config.json, not the user's.")
-    @click.option("--insecure", type=HOST, multiple=True, metavar="REGISTRY", help="Speak plain HTTP to this registry.")
-    @click.option(
-        "--certificate", type=(HOST, str), multiple=True, metavar="REGISTRY PATH", help="Trust this CA certificate for a registry."
-    )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    @wraps(command)
-    def accessing(
-        project: str | None,
-        docker_config: Path | None,
-        insecure: tuple[str, ...],
-        certificate: tuple[tuple[str, str], ...],
-        **named: Any,
-    ) -> None:
-        if project and (docker_config or insecure or certificate):
-            raise click.UsageError("a project says itself how its registries are reached; leave the other options out")
-        command(
-            access=Access(project=project, docker_config=docker_config, insecure=frozenset(insecure), certificates=certificate), **named
-        )
-
-    return accessing  # type: ignore[return-value]
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -86,7 +36,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 @click.group()
 def command() -> None:
-    """Look into registries; copy and remove images.
+    """Look into registries; copy, remove and pin images; learn a registry that was there before crabpot.
 
     Credentials are those of --project, else those that `docker login` left.
     """
@@ -94,7 +44,7 @@ def command() -> None:
 
 @command.command("ls")
 @click.argument("registry", type=HOST)
-@_accessing
+@accessing
 def list_repositories(registry: str, access: Access, as_json: bool) -> None:
     """List a registry's repositories, where it lists them."""
 
@@ -109,7 +59,7 @@ def list_repositories(registry: str, access: Access, as_json: bool) -> None:
 @command.command("tags")
 @click.argument("repository", type=IMAGE)
 @click.option("--digests", is_flag=True, help="Ask what each stands for: a request a tag.")
-@_accessing
+@accessing
 def list_tags(repository: ImageReference, digests: bool, access: Access, as_json: bool) -> None:
     """List a repository's tags."""
 
@@ -138,7 +88,7 @@ def list_tags(repository: ImageReference, digests: bool, access: Access, as_json
 
 @command.command()
 @click.argument("image", type=IMAGE)
-@_accessing
+@accessing
 def show(image: ImageReference, access: Access, as_json: bool) -> None:
     """Show an image: digest, size, platforms or layers, labels, and what refers to it."""
 
@@ -163,7 +113,7 @@ def show(image: ImageReference, access: Access, as_json: bool) -> None:
 @command.command("cp")
 @click.argument("source", type=IMAGE)
 @click.argument("target", type=IMAGE)
-@_accessing
+@accessing
 def copy(source: ImageReference, target: ImageReference, access: Access, as_json: bool) -> None:
     """Copy an image, with all its platforms and the same digest. A target without a tag gets the source's."""
     if target.digest:
@@ -182,7 +132,7 @@ def copy(source: ImageReference, target: ImageReference, access: Access, as_json
 @click.argument("images", type=IMAGE, nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--dry-run", is_flag=True, help="Do all but delete, with a client that cannot.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed where nobody can be asked.")
-@_accessing
+@accessing
 def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, access: Access, as_json: bool) -> None:
     """Remove images of one repository for good, with their digests.
 
@@ -212,7 +162,7 @@ def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, 
 
 @command.command()
 @click.argument("image", type=IMAGE)
-@_accessing
+@accessing
 def untag(image: ImageReference, access: Access, as_json: bool) -> None:
     """Take a tag away and leave its image, where the registry can do that."""
     if image.tag is None or image.digest:
@@ -227,6 +177,10 @@ def untag(image: ImageReference, access: Access, as_json: bool) -> None:
     if not _run(work()):
         raise ManifestUnknown(f"there is no {image}")
     say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image stays")
+
+
+for _also in (pin, unpin, list_pins, adopt):
+    command.add_command(_also)
 
 
 def _changing(access: Access, registry: str, *, rehearse: bool) -> AbstractAsyncContextManager[Changing]:

@@ -5,37 +5,27 @@ All but `try` works on the ledger: what is asked for here is done by the workers
 
 from __future__ import annotations
 
-import asyncio
 import getpass
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from pydantic import ValidationError
 
-from ledger.chores import ChoreState
 from ledger.console import say_json, say_size, say_table
 from ledger.documents import read_yaml
-from ledger.errors import Conflict, InputInvalid, LedgerUnavailable
+from ledger.errors import InputInvalid
 from ledger.plans import StoredPlan
 from ledger.request import problems_of
 from ledger.retention import Retention
-from ledger.settings import Settings
 from ledger.store import Ledger
-from worker.registry_command import HOST
+from worker.command_line import HOST, JSON, WAIT, ended, on_ledger
 from worker.retention.decisions import Action, Plan, read_plan
 from worker.retention.inventory import read_inventory
 from worker.retention.plan import plan as make
 from worker.retention.policy import Policies
 from worker.retention.protection import Protected
-
-_T = TypeVar("_T")
-_PULSE = 0.5
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_WAIT = click.option("--timeout", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds to wait; the work goes on.")
 
 
 @click.group()
@@ -45,30 +35,30 @@ def command() -> None:
 
 @command.command("plan")
 @click.argument("registry", type=HOST)
-@_WAIT
-@_JSON
+@WAIT
+@JSON
 def make_plan(registry: str, timeout: float, as_json: bool) -> None:
     """Plan a registry now. Nothing is deleted by it, unless a policy says `apply: automatic`."""
 
     async def work(ledger: Ledger) -> StoredPlan:
         await ledger.chores.start(f"plan:{registry}", registry)
-        return await ledger.plans.read(await _ended(ledger, f"plan:{registry}", timeout))
+        return await ledger.plans.read(await ended(ledger, f"plan:{registry}", timeout))
 
-    _say_plans([_on_ledger(work)], as_json)
+    _say_plans([on_ledger(work)], as_json)
 
 
 @command.command("ls")
 @click.argument("registry", type=HOST, required=False)
-@_JSON
+@JSON
 def list_plans(registry: str | None, as_json: bool) -> None:
     """List plans, newest first."""
-    _say_plans(_on_ledger(lambda ledger: ledger.plans.all(registry)), as_json)
+    _say_plans(on_ledger(lambda ledger: ledger.plans.all(registry)), as_json)
 
 
 @command.command()
 @click.argument("sha", metavar="PLAN")
 @click.option("--all", "everything", is_flag=True, help="Also what stays.")
-@_JSON
+@JSON
 def show(sha: str, everything: bool, as_json: bool) -> None:
     """Show what a plan decides about each tag and why, and what became of it."""
 
@@ -76,7 +66,7 @@ def show(sha: str, everything: bool, as_json: bool) -> None:
         found = await ledger.plans.find(sha)
         return found, await ledger.plans.text(found.sha256), await ledger.plans.report(found.sha256)
 
-    stored, text, report = _on_ledger(work)
+    stored, text, report = on_ledger(work)
     made = read_plan(text, stored.sha256)
     if as_json:
         say_json({**stored.told(), "decisions": _decisions(made, report, everything=everything)})
@@ -93,31 +83,31 @@ def show(sha: str, everything: bool, as_json: bool) -> None:
 @command.command()
 @click.argument("sha", metavar="PLAN")
 @click.option("--despite", multiple=True, metavar="CLUSTER", help="Take on yourself that this cluster does not say what it runs.")
-@_WAIT
-@_JSON
+@WAIT
+@JSON
 def approve(sha: str, despite: tuple[str, ...], timeout: float, as_json: bool) -> None:
     """Let a plan be applied. What has moved, or is used by now, stays all the same."""
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
         found = await ledger.plans.find(sha)
         chore = await ledger.plans.approve(found.sha256, getpass.getuser(), await ledger.now(), despite)
-        return await _ended(ledger, chore, timeout), await ledger.plans.report(found.sha256)
+        return await ended(ledger, chore, timeout), await ledger.plans.report(found.sha256)
 
-    _say_report(*_on_ledger(work), as_json)
+    _say_report(*on_ledger(work), as_json)
 
 
 @command.command()
 @click.argument("sha", metavar="PLAN")
-@_WAIT
-@_JSON
+@WAIT
+@JSON
 def undo(sha: str, timeout: float, as_json: bool) -> None:
     """Put back what a plan took away, as far as its undo window has not ended."""
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
         found = await ledger.plans.find(sha)
-        return await _ended(ledger, await ledger.plans.undo(found), timeout), await ledger.plans.report(found.sha256)
+        return await ended(ledger, await ledger.plans.undo(found), timeout), await ledger.plans.report(found.sha256)
 
-    _say_report(*_on_ledger(work), as_json)
+    _say_report(*on_ledger(work), as_json)
 
 
 @command.command("try")
@@ -125,7 +115,7 @@ def undo(sha: str, timeout: float, as_json: bool) -> None:
 @click.option(
     "--inventory", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="As `Inventory.text` has it."
 )
-@_JSON
+@JSON
 def try_policy(policy: Path, inventory: Path, as_json: bool) -> None:
     """Show what a policy (YAML: one entry of a project's `retention`) would mean for a saved inventory. Nothing is asked or changed."""
     try:
@@ -139,25 +129,6 @@ def try_policy(policy: Path, inventory: Path, as_json: bool) -> None:
         say_json({"delete": made.count(Action.DELETE), "untag": made.count(Action.UNTAG), "freed": made.freed, "decisions": rows})
     else:
         say_table(("IMAGE", "ACTION", "WHY"), ((one["image"], one["action"], "; ".join(one["reasons"])) for one in rows))
-
-
-def _on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:
-    async def run() -> _T:
-        async with Ledger.opened(Settings.load()) as ledger:
-            return await work(ledger)
-
-    return asyncio.run(run())
-
-
-async def _ended(ledger: Ledger, chore: str, seconds: float) -> str:
-    """How a chore ended. Conflict: it was stopped; LedgerUnavailable: nobody came to it, or it takes longer."""
-    end = monotonic() + seconds
-    async for found in ledger.chores.follow(chore, _PULSE):
-        if found.state is ChoreState.STOPPED:
-            raise Conflict(f"{chore} stopped: {found.said}")
-        if found.state is ChoreState.WAITING and monotonic() > end:
-            raise LedgerUnavailable(f"{chore} has not ended ({found.said or 'no more is known'}); do `crabpot watch` and a worker run?")
-    return found.said or ""
 
 
 def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:

@@ -30,7 +30,7 @@ from ledger.errors import (
 )
 from ledger.settings import Settings
 from ledger.store import Ledger
-from producer.api import builds, collections, health, hooks, limits, promotions, retention
+from producer.api import builds, chores, collections, health, hooks, limits, pins, promotions, retention
 
 log = structlog.get_logger()
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "crabpot"})
@@ -59,10 +59,15 @@ def create_app(ledger: Ledger, settings: Settings, *, anyone: bool = False) -> S
             Route("/v1/pauses/{scope:path}", limits.resume, methods=["DELETE"]),
             Route("/v1/collections", collections.page, methods=["GET"]),
             Route("/v1/collections", collections.create, methods=["POST"]),
+            Route("/v1/chores/{chore:path}", chores.show, methods=["GET"]),
             Route("/v1/retention/plans", retention.plans, methods=["GET"]),
+            Route("/v1/retention/plans", retention.create, methods=["POST"]),
             Route("/v1/retention/plans/{plan}", retention.show, methods=["GET"]),
             Route("/v1/retention/plans/{plan}/approve", retention.approve, methods=["POST"]),
             Route("/v1/retention/plans/{plan}/undo", retention.undo, methods=["POST"]),
+            Route("/v1/registry/pins", pins.page, methods=["GET"]),
+            Route("/v1/registry/pins/{image:path}", pins.pin, methods=["PUT"]),
+            Route("/v1/registry/pins/{image:path}", pins.unpin, methods=["DELETE"]),
             Route("/v1/clusters/{cluster}/images", retention.report_images, methods=["PUT"]),
             Route("/webhooks/github", hooks.github, methods=["POST"]),
             Route("/healthz", health.alive, methods=["GET"]),

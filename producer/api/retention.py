@@ -13,12 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ledger.errors import Problem, RequestInvalid
-from ledger.fields import Frozen, Image
+from ledger.fields import Frozen, Image, RegistryHost
 from ledger.references import ImageReference
 from ledger.request import problems_of
 from ledger.site import SecretSource
 from ledger.store import Ledger
 from producer.api.body import read_capped
+from producer.api.chores import started
 
 log = structlog.get_logger()
 _BODY_LIMIT = 64 * 1024
@@ -30,17 +31,32 @@ class _Approval(Frozen):
     despite: tuple[str, ...] = ()
 
 
+class _Planned(Frozen):
+    registry: RegistryHost
+
+
 class _Report(Frozen):
     images: dict[Image, str]
     """Each image that runs, as `registry/repository@sha256:…` or with a tag -> who runs it."""
 
 
-_APPROVAL, _REPORT = TypeAdapter(_Approval), TypeAdapter(_Report)
+_APPROVAL, _PLANNED, _REPORT = TypeAdapter(_Approval), TypeAdapter(_Planned), TypeAdapter(_Report)
 
 
 async def plans(request: Request) -> Response:
     """GET /v1/retention/plans: newest first."""
     return JSONResponse({"plans": [plan.told() for plan in await _ledger(request).plans.all()]})
+
+
+async def create(request: Request) -> Response:
+    """POST /v1/retention/plans `{"registry": HOST}`: a worker makes a plan; its chore, once done, has said the plan's hash."""
+    try:
+        given = _PLANNED.validate_json(await read_capped(request, _BODY_LIMIT))
+    except ValidationError as error:
+        raise RequestInvalid(problems_of(error)) from None
+    ledger, name = _ledger(request), f"plan:{given.registry}"
+    new = await ledger.chores.start(name, given.registry)
+    return started(await ledger.chores.read(name), new=new)
 
 
 async def show(request: Request) -> Response:

@@ -24,7 +24,7 @@ COMMANDS = {
     "pause": ("producer.cli.limits:pause", "Start no more builds: of all, a project or a capacity class."),
     "resume": ("producer.cli.limits:resume", "End a pause."),
     "promote": ("producer.cli.promote:promote", "Give an image further tags, also in other repositories, without building it again."),
-    "registry": ("worker.registry_command:command", "Look into registries; copy and remove images."),
+    "registry": ("worker.registry_command:command", "Look into registries; copy, remove and pin images."),
     "retention": ("worker.retention_command:command", "Plan which old images go; approve and undo plans."),
     "gc": ("worker.collect.command:command", "Collect registries' garbage: plan, run, status."),
     "doctor": ("worker.doctor:command", "Check Redis, cluster, rights, registries and clocks."),

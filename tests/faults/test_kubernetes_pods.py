@@ -229,7 +229,7 @@ async def test_missing_rights_are_named(tmp_path: Path) -> None:
     async def review(request):
         wanted = (await request.json())["spec"]["resourceAttributes"]
         assert wanted["namespace"] == "one"
-        denied = wanted["verb"] == "watch" or wanted["subresource"] == "log"
+        denied = wanted["verb"] == "watch" or wanted.get("subresource") == "log"
         return await answer(201, {"status": {"allowed": not denied}})(request)
 
     async with serve(tmp_path) as (server, cluster):

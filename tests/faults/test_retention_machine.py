@@ -196,6 +196,17 @@ class RetentionMachine(RuleBasedStateMachine):
         self.plans[sha] = {(one.tag, one.digest) for one in decided if one.tag}
         self.look()
 
+    @rule(at=st.one_of(st.none(), st.integers(0, 8)))
+    def adopt(self, at: int | None) -> None:
+        """What nobody knows the age of counts from now on."""
+        chore = f"adopt:{self.site.name}"
+        self.run(self.site.ledger.chores.start(chore, self.registry.host))
+        self.go(chore, at, "killed")
+        if not self.run(self.site.ledger.chores.read(chore)).progress["unread"]:
+            self.looked = True
+            self.model.undated.clear()
+        self.look()
+
     @precondition(lambda self: self.plans)
     @rule(which=WHICH, at=st.one_of(st.none(), st.integers(0, 40)), how=st.sampled_from(["killed", "killed", "pushed", "indexed"]))
     def apply(self, which: int, at: int | None, how: str) -> None:

@@ -8,10 +8,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from ledger.access import RegistryAccess
 from ledger.chores import ChoreState
-from ledger.collected import CollectsItself
+from ledger.collected import CollectedOnThisMachine, CollectsItself
 from ledger.projects import Projects, parse_projects
 from tests.conftest import PROJECTS
+from tests.event_schemas import validate
+from tests.integration.registry_kinds import KINDS as KINDS_OF_REGISTRIES
 from tests.integration.test_collect_local import Place as RegistryPlace
 from tests.integration.test_collect_local import place as registry_place  # noqa: F401 - a fixture
 from tests.scripted_cluster import ScriptedCluster
@@ -49,7 +52,10 @@ async def work(place: Place, name: str) -> None:
 
 async def told(ledger) -> list[dict]:
     found = [json.loads(event) for _, event in await ledger.events("0")]
-    return [event for event in found if event["type"].startswith("dev.crabpot.collection.")]
+    events = [event for event in found if event["type"].startswith("dev.crabpot.collection.")]
+    for event in events:
+        validate(event, "collection-event.json")
+    return events
 
 
 async def test_a_run_is_told_with_what_it_freed_and_read_back(here, registry_place: RegistryPlace):  # noqa: F811
@@ -87,6 +93,22 @@ async def test_a_registry_that_collects_itself_says_so(here):
     await here.ledger.chores.start("collect:harbor.example.com", "harbor.example.com")
     await work(here, "collect:harbor.example.com")
     assert "collects its own garbage" in (await here.ledger.chores.read("collect:harbor.example.com")).said
+
+
+async def test_zot_is_not_collected_whatever_the_projects_file_says(here, tmp_path):
+    with KINDS_OF_REGISTRIES["zot"].run(tmp_path / "zot") as zot:
+        (tmp_path / "process").write_text(str(zot.process.pid))
+        settings = CollectedOnThisMachine(
+            registry=zot.host, kind="local", process=tmp_path / "process", marker=tmp_path / "marker", access=RegistryAccess(insecure=True)
+        )
+        await here.ledger.store_projects(Projects.model_validate({**dict(parse_projects(PROJECTS)), "collect": (settings,)}))
+        for kind in ("weigh", "collect"):
+            await here.ledger.chores.start(f"{kind}:{zot.host}", zot.host)
+            await work(here, f"{kind}:{zot.host}")
+            said = (await here.ledger.chores.read(f"{kind}:{zot.host}")).said
+            assert "it is zot, which collects its own garbage" in said
+            assert "say `kind: own`" in said
+    assert not (tmp_path / "marker").exists()
 
 
 async def test_a_registry_that_nobody_named_is_refused_with_what_to_do(here):

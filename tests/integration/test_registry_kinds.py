@@ -17,8 +17,11 @@ from tests.integration.registry_server import (
     OCI_INDEX,
     OCI_MANIFEST,
     RegistryServer,
+    Reply,
+    Request,
     digest_of,
     run_registry,
+    scripted,
 )
 from worker.registry import Anonymous, Descriptor, RegistryClient, RegistryReader
 from worker.registry.copying import copy_image
@@ -222,3 +225,27 @@ async def test_a_registry_that_deletes_nothing_or_not_now_says_so(program: str, 
                     with pytest.raises(error, match=says):
                         await call
                 assert await client.resolve(image(server, "team/app", "1")) is not None
+
+
+async def test_a_registry_that_collects_its_own_garbage_is_known(registry: RegistryServer, client: RegistryClient, kind: Kind) -> None:
+    assert await client.collector(registry.host) == ("zot" if kind.program == "zot" else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/api/v2.0/ping", b"Pong", "Harbor"),
+        ("/api/v2.0/ping", b'"Pong"', "Harbor"),
+        ("/v2/_zot/ext/mgmt", b'{"distSpecVersion": "1.1.1", "http": {"auth": {}}}', "zot"),
+        ("/api/v2.0/ping", b"<html>welcome</html>", None),
+        ("/v2/_zot/ext/mgmt", b"<html>welcome</html>", None),
+    ],
+)
+async def test_signs_of_a_registry_that_collects_its_own_garbage(path: str, body: bytes, expected: str | None) -> None:
+    def behave(request: Request) -> Reply:
+        if request.path == path:
+            return Reply(200, body=body)
+        return Reply() if request.path in ("/v2/", "/v2/_catalog") else Reply(404)
+
+    async with scripted(behave) as server, RegistryReader(Anonymous(), insecure=frozenset({server.host})) as reader:
+        assert await reader.collector(server.host) == expected

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
+from ledger.chores import ChoreState
 from ledger.projects import parse_projects
 from producer.api.app import create_app
 
@@ -58,3 +59,20 @@ async def test_plans_are_listed_approved_once_and_undone(http, ledger):
     assert (await http.post(f"/v1/retention/plans/{'d' * 64}/undo")).status_code == 404
     assert (await http.post(f"/v1/retention/plans/{sha}/undo")).status_code == 202
     assert {chore.name for chore in await ledger.chores.all()} == {f"apply:{sha}", f"undo:{sha}"}
+
+
+async def test_a_plan_is_asked_for_and_its_chore_tells_the_hash(http, ledger):
+    asked = await http.post("/v1/retention/plans", json={"registry": "a.test:5000"})
+    assert (asked.status_code, asked.json()["chore"], asked.json()["state"]) == (202, "plan:a.test:5000", "waiting")
+    assert (await http.post("/v1/retention/plans", json={"registry": "a.test:5000"})).status_code == 200
+    assert asked.headers["location"] == "/v1/chores/plan:a.test:5000"
+    claim = await ledger.chores.claim("plan:a.test:5000")
+    await claim.end(ChoreState.DONE, "b" * 64)
+    found = (await http.get(asked.headers["location"])).json()
+    assert (found["state"], found["said"]) == ("done", "b" * 64)
+    assert (await http.get("/v1/chores/plan:none.test")).status_code == 404
+    for body, field in (({}, "registry"), ({"registry": "http://x"}, "registry"), ({"registry": "a.test", "force": True}, "force")):
+        answer = await http.post("/v1/retention/plans", json=body)
+        assert (answer.status_code, answer.json()["problems"][0]["path"]) == (400, field)
+    anyone = {"Authorization": "Bearer carrot"}
+    assert (await http.post("/v1/retention/plans", json={"registry": "a.test"}, headers=anyone)).status_code == 401

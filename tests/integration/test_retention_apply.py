@@ -290,3 +290,23 @@ async def test_an_index_that_came_while_its_part_was_deleted_gets_it_back(site: 
     await site.purge()
     assert site.has(digest_of(part)) == digest_of(part)
     assert site.has("index") is not None
+
+
+async def test_a_pin_that_is_made_while_a_plan_is_applied_holds_at_once(site: RetentionSite, monkeypatch) -> None:
+    from worker.retention.apply import _Applying
+
+    push(site, "new", "new", RECENT)
+    push(site, "first", "first", "2023-01-01T00:00:00Z")
+    by_digest, by_tag = push(site, "a", "digest"), push(site, "b", "tag")
+    sha = await site.plan()
+    bin_one = _Applying._bin
+
+    async def and_pin(self, client, digest, agreed):
+        await bin_one(self, client, digest, agreed)
+        await site.ledger.shelf.pin(digest_of(by_digest), "ada")
+        await site.ledger.shelf.pin(f"{site.name}:b", "ada")
+
+    monkeypatch.setattr(_Applying, "_bin", and_pin)
+    assert "1 untagged, 1 binned, 2 skipped" in await site.apply(sha)
+    assert (site.has("first"), site.has("a"), site.has("b")) == (None, digest_of(by_digest), digest_of(by_tag))
+    assert "pinned: ada" in (await site.ledger.plans.report(sha))[f"{site.name}:b"]

@@ -23,6 +23,7 @@ from worker.cluster.connection import JSON, PATCH, Api, Silent
 from worker.cluster.log_lines import LONGEST, Place, read_line, since_time
 from worker.cluster.manifest import CONTAINER, FINALIZER, LEDGER, SELECTOR, pod_manifest, selector
 from worker.cluster.pod_status import pod_of_ours, read_pod
+from worker.cluster.rights import is_allowed, told
 from worker.cluster.turns import Turns
 from worker.cluster.watching import Pace, follow, lines_of
 
@@ -281,16 +282,7 @@ class KubernetesCluster:
 
     async def check_rights(self, namespace: str, rights: Iterable[tuple[str, str, str]] = (*WORKER_RIGHTS, *WATCH_RIGHTS)) -> list[str]:
         """What this account may not do there and should, as "create pods"."""
-        missing = []
-        for verb, resource, subresource in rights:
-            wanted = {"namespace": namespace, "verb": verb, "resource": resource, "subresource": subresource}
-            review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": wanted}}
-            answer = await self._api.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)
-            if not answer.ok or answer.body is None:
-                raise failure_of(answer, "ask for our rights")
-            if not answer.body["status"].get("allowed"):
-                missing.append(f"{verb} {resource}{'/' if subresource else ''}{subresource}")
-        return missing
+        return [told(*right) for right in rights if not await is_allowed(self._api, namespace, *right)]
 
     async def close(self) -> None:
         await self._api.close()

@@ -44,6 +44,8 @@ _WATCH = 3.0
 """Seconds between two looks at whether the registry still refuses uploads, while it is swept."""
 _QUESTIONS = 5000
 """Questions after the sizes of blobs that go: the registry is read-only meanwhile."""
+_COLLECTORS = {"Harbor": "Administration, Clean Up", "zot": "`storage.gc` and `gcInterval` in its configuration"}
+"""Registries that collect their own garbage, and where that is set."""
 _NOWHERE = "crabpot/probe"
 """Where a registry without any repository is asked whether it takes uploads."""
 
@@ -107,8 +109,8 @@ class Work:
             return Wait("a plan can be made once the registry is read-write again") if self._plans(state) else Well(left_over=True)
         if state.purpose is Purpose.MEND:
             return Well()
-        if await self.reader.is_harbor(self.registry):
-            return No("it is Harbor, which collects its own garbage (Administration, Clean Up); say `kind: own`")
+        if (kind := await self.reader.collector(self.registry)) is not None:
+            return No(f"it is {kind}, which collects its own garbage ({_COLLECTORS[kind]}); say `kind: own`")
         found = await self.site.look()
         if not isinstance(found, Well):
             return found

@@ -206,10 +206,18 @@ class RegistryReader:
             raise refusal(answer, f"read the blob {digest} of {image.name}")
         return True
 
-    async def is_harbor(self, registry: str) -> bool:
-        """Whether a registry is Harbor, which collects its own garbage."""
-        answer = await self._wire.send("GET", f"{self._wire.base(registry)}/api/v2.0/ping", headers={})
-        return answer.status == 200 and answer.body.strip(b'" \n') == b"Pong"
+    async def collector(self, registry: str) -> str | None:
+        """`Harbor` or `zot` where a registry is one of these, which collect their own garbage; None: it shows no sign of it."""
+        ping = await self._wire.send("GET", f"{self._wire.base(registry)}/api/v2.0/ping", headers={})
+        if ping.status == 200 and ping.body.strip(b'" \n') == b"Pong":
+            return "Harbor"
+        # zot's management extension is open to all, so that clients learn how to log in.
+        management = await self._wire.send("GET", f"{self._wire.base(registry)}/v2/_zot/ext/mgmt", headers={})
+        if management.status == 200 and b'"distSpecVersion"' in management.body:
+            return "zot"
+        # Without the extension its answers still allow browsers a header of its own.
+        listed = await self._authorizer.send("GET", registry, "/v2/_catalog?n=1", Scope("catalog", ("*",), kind="registry"))
+        return "zot" if "x-zot-" in listed.headers.get("access-control-allow-headers", "").lower() else None
 
     @asynccontextmanager
     async def blob(self, image: ImageReference, blob: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -6,7 +6,7 @@ manifest's bytes, a digest that loses all of them gets a quarantine tag, and `pu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -89,12 +89,16 @@ class _Applying:
         self._binned: dict[str, BinEntry] = {}
 
     async def some(self) -> bool:
-        """Do what can be done on one look at the repository. Whether that was all. RegistryError."""
+        """Do what can be done on one look at the repository. Whether that was all. RegistryError.
+
+        Who pins something meanwhile does not wait for the next look: it is taken at once.
+        """
         decided, place = self._decided, self._place
         assert decided.project is not None
         client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
         self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
         await self._mend(client)
+        pins = await place.ledger.shelf.pins()
         binned = {digest: one.quarantine for digest, one in self._binned.items() if one.goes}
         made, found = await look(place, self._image.registry, only=self._image.repository, binned=binned)
         agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence(), binned)
@@ -103,10 +107,14 @@ class _Applying:
         for digest in agreed.digests:
             if (before := self._binned.get(digest)) and before.goes and before.state is BinState.BINNED and not agreed.tags[digest]:
                 continue
+            if await self._pinned_more(pins):
+                return False
             await self._bin(client, digest, agreed)
             if monotonic() > end:
                 return False
         for tag, digest in agreed.untag:
+            if await self._pinned_more(pins):
+                return False
             await self._untag(client, tag, digest)
             if monotonic() > end:
                 return False
@@ -114,6 +122,9 @@ class _Applying:
             if entry.state is BinState.LEAVING:
                 await self._write(entry.model_copy(update={"state": BinState.BINNED}))
         return True
+
+    async def _pinned_more(self, before: Collection[str]) -> bool:
+        return not (await self._place.ledger.shelf.pins()).keys() <= set(before)
 
     def _silence(self) -> tuple[str, ...] | None:
         """The clusters whose silence does not matter; None: whatever asks for a person's approval keeps everything."""

@@ -30,6 +30,10 @@ class Origin(StrEnum):
     """What the image says of itself."""
     SEEN = "seen"
     """When a survey first saw the tag stand for the image."""
+    TOLD = "told"
+    """Somebody who adopted the registry knew it from elsewhere."""
+    ADOPTED = "adopted"
+    """Nobody knew it when the registry was adopted: it was pushed before that, and counts from then on."""
 
 
 @dataclass(frozen=True, slots=True)

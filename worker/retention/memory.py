@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from worker.retention.inventory import Origin
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -18,7 +20,11 @@ class Seen:
     digest: str
     at: datetime
     since: datetime | None = None
-    """When it was first seen to stand for it, where it did not before: it was pushed no longer ago than that is near to."""
+    """When it was first seen to stand for it, where it did not before: it was pushed no longer ago than that is near to. Or, by the origin,
+    when somebody says that it was pushed, or when it was adopted.
+    """
+    origin: Origin = Origin.SEEN
+    """Where `since` is from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ledger.patterns import branch_template, is_plain, repository_pattern, tag_p
 from ledger.projects import ProjectSettings
 from ledger.quantities import parse_duration
 from ledger.retention import Keep, Retention
-from worker.retention.inventory import Tag
+from worker.retention.inventory import Origin, Tag
 
 _VERSION = re.compile(r"v?(\d{1,18})\.(\d{1,18})\.(\d{1,18})([-_+.][0-9A-Za-z._+-]+)?", re.ASCII)
 _LINE = re.compile(r"v?(\d{1,18})(?:\.(\d{1,18}))?", re.ASCII)
@@ -74,14 +74,17 @@ def kept_by(rule: Keep, newest_first: Sequence[Tag], now: datetime) -> Iterable[
 
 
 def newest_images(count: int, newest_first: Sequence[Tag], looked_at: Sequence[int]) -> Iterator[int]:
-    """All tags of the newest so many digests; with the last of them all that were pushed at the same time, and all whose time is not known."""
+    """All tags of the newest so many digests; with the last of them all that were pushed at the same time, and all whose time is not known.
+
+    One whose time nobody knew when it was adopted may be among the newest until so many came after its adoption, and takes no other's place.
+    """
     digests = {newest_first[place].digest for place in _untimed(newest_first, looked_at)}
     images, boundary = set[str](), None
     for place in looked_at:
         tag = newest_first[place]
         if tag.pushed is None or (len(images) == count and tag.pushed != boundary):
             break
-        if tag.digest not in images and len(images) < count:
+        if tag.origin is not Origin.ADOPTED and tag.digest not in images and len(images) < count:
             boundary = tag.pushed
             images.add(tag.digest)
         digests.add(tag.digest)

@@ -48,8 +48,8 @@ def silence_of(cluster: str, why: str = "") -> str:
 
 
 def mark_of(image: ImageReference) -> str:
-    """How an image that somebody uses is named here: its digest, which tags may leave, else its name and tag."""
-    return image.digest or f"{image.name}:{image.reference}"
+    """How an image that somebody uses is named here."""
+    return image.mark
 
 
 @dataclass(slots=True)

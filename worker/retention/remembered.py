@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from ledger.shelf import Shelf
+from worker.retention.inventory import Origin
 from worker.retention.memory import Push, Raw, Recalled, Seen, Untagged
 
 
@@ -21,8 +22,8 @@ class Remembered:
             return Recalled()
         return Recalled(
             {
-                tag: Seen(digest, datetime.fromisoformat(at), datetime.fromisoformat(since) if since else None)
-                for tag, (digest, at, since) in stored["tags"].items()
+                tag: Seen(digest, datetime.fromisoformat(at), datetime.fromisoformat(since) if since else None, *map(Origin, origin))
+                for tag, (digest, at, since, *origin) in stored["tags"].items()
             },
             {
                 digest: Untagged(datetime.fromisoformat(since), datetime.fromisoformat(at))
@@ -33,7 +34,7 @@ class Remembered:
 
     async def remember(self, repository: str, seen: Recalled) -> None:
         stored = {
-            "tags": {tag: [one.digest, one.at.isoformat(), one.since.isoformat() if one.since else None] for tag, one in seen.tags.items()},
+            "tags": {tag: _stored(one) for tag, one in seen.tags.items()},
             "untagged": {digest: [one.since.isoformat(), one.at.isoformat()] for digest, one in seen.untagged.items()},
         }
         await self._shelf.remember(repository, stored)
@@ -53,3 +54,9 @@ class Remembered:
 
     async def pushes(self, repository: str) -> Mapping[tuple[str, str], Push]:
         return {(tag, push.digest): Push(push.at, push.branch) for tag, push in (await self._shelf.pushes(repository)).items()}
+
+
+def _stored(one: Seen) -> list[str | None]:
+    """Most tags were seen, so that is not said of each."""
+    said = [one.digest, one.at.isoformat(), one.since.isoformat() if one.since else None]
+    return said if one.origin is Origin.SEEN else [*said, one.origin.value]

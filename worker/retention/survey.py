@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from ledger.errors import ManifestUnknown, RegistryConfused, RegistryError
@@ -141,8 +142,10 @@ class _Reading:
                 missing.append(tag)
             else:
                 same = known is not None and known.digest == digest
-                since = known.since if known and same else self._now if recalled.was_seen else None
-                seen[tag] = Seen(known.digest if known and same else self._same(digest), self._now, since)
+                if known and same:
+                    seen[tag] = replace(known, at=self._now)
+                else:
+                    seen[tag] = Seen(self._same(digest), self._now, self._now if recalled.was_seen else None)
 
         await each(listed, one, self._at_once)
         if missing:
@@ -231,7 +234,7 @@ class _Reading:
     async def _dated(self, seen: Mapping[str, Seen]) -> list[Tag]:
         """The tags with their times: of our own push, else what the image says of itself."""
         pushes = await self._memory.pushes(self._repository.name)
-        undated = {one.digest for tag, one in seen.items() if (tag, one.digest) not in pushes and _has_an_age(tag)}
+        undated = {one.digest for tag, one in seen.items() if (tag, one.digest) not in pushes and has_an_age(tag)}
         created = dict(await self._memory.created(undated))
         fresh: dict[str, datetime | None] = {}
 
@@ -250,8 +253,8 @@ class _Reading:
             if push is not None:
                 tags.append(Tag(name=tag, digest=known.digest, pushed=push.at, origin=Origin.PUSH, branch=push.branch))
             elif known.since is not None and known.since > (credible(says, self._now) or _LONG_AGO):
-                # An old image that the tag was put on lately, or one that says nothing: as young as the tag.
-                tags.append(Tag(name=tag, digest=known.digest, pushed=known.since, origin=Origin.SEEN))
+                # An old image that the tag was put on lately, or one that says nothing: as young as the tag, as far as is known.
+                tags.append(Tag(name=tag, digest=known.digest, pushed=known.since, origin=known.origin))
             else:
                 tags.append(Tag(name=tag, digest=known.digest, pushed=says, origin=Origin.IMAGE if says else None))
         return tags
@@ -283,6 +286,6 @@ class _Reading:
         return known
 
 
-def _has_an_age(tag: str) -> bool:
+def has_an_age(tag: str) -> bool:
     """Signatures stay and go with what they are about, and what is in the bin with its plan."""
     return signature_subject(tag) is None and not tag.startswith(QUARANTINE)

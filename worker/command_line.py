@@ -1,0 +1,74 @@
+"""What the worker's commands have in common: how they read images and registries, and how they ask the ledger and wait for a chore."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, TypeVar
+
+import click
+
+from ledger.chores import ChoreState
+from ledger.errors import Conflict, LedgerUnavailable
+from ledger.references import ImageReference, parse_registry
+from ledger.settings import Settings
+from ledger.store import Ledger
+
+_T = TypeVar("_T")
+_PULSE = 0.5
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+WAIT = click.option("--timeout", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds to wait; the work goes on.")
+
+
+class _Image(click.ParamType[ImageReference]):
+    name = "image"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageReference:
+        try:
+            return value if isinstance(value, ImageReference) else ImageReference.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Host(click.ParamType[str]):
+    name = "registry"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_registry(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+IMAGE, HOST = _Image(), _Host()
+
+
+def on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:
+    """Do something with the ledger that the environment names."""
+
+    async def run() -> _T:
+        async with Ledger.opened(Settings.load()) as ledger:
+            return await work(ledger)
+
+    return asyncio.run(run())
+
+
+async def ended(ledger: Ledger, chore: str, seconds: float) -> str:
+    """How a chore ended. Conflict: it was stopped; LedgerUnavailable: nobody came to it, or it takes longer."""
+    end = monotonic() + seconds
+    async for found in ledger.chores.follow(chore, _PULSE):
+        if found.state is ChoreState.STOPPED:
+            raise Conflict(f"{chore} stopped: {found.said}")
+        if found.state is ChoreState.WAITING and monotonic() > end:
+            raise LedgerUnavailable(f"{chore} has not ended ({found.said or 'no more is known'}); do `crabpot watch` and a worker run?")
+    return found.said or ""
+
+
+def me() -> str | None:
+    """Who runs this, where the machine knows a name for them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
