@@ -23,7 +23,7 @@ from worker.retention.planning import protected_now
 from worker.retention.protection import Protected, Web, silence_of
 from worker.retention.remembered import Remembered
 from worker.retention.survey import survey
-from worker.retention.untagging import take_away
+from worker.retention.untagging import bury, take_away
 
 _PUT_OFF = timedelta(days=1)
 """What cannot be judged now is looked at again the next day."""
@@ -84,6 +84,7 @@ class _Purging:
         project = await place.project(first.project)
         client = place.long_work.client(first.project, project, self._image.registry)
         # Asked here, since a survey takes a manifest that it remembers for one that is there.
+        await self._bury(client)
         goes = sorted({entry.digest for entry in self._due if entry.goes})
         there = {digest for digest in goes if await client.resolve(self._image.with_digest(digest)) is not None}
         also = {self._image.name: sorted(there)}
@@ -99,6 +100,12 @@ class _Purging:
         protected = await protected_now(place, NOW) if there else Protected()
         await self._verify(client, web, there)
         await self._delete(client, found, web, protected, there)
+
+    async def _bury(self, client: RegistryClient) -> None:
+        """A worker that was stopped in the middle of an application, and woke up when others had ended it, may have left tombstones."""
+        for entry in self._due:
+            for tag in entry.tags:
+                await bury(client, self._image.with_tag(tag), entry.plan, self._claim.hold)
 
     async def _restore(self, client: RegistryClient, why: str) -> None:
         """The repository is not whole. What was deleted there lately is put back, in case that is what it misses; the rest waits."""
