@@ -13,7 +13,7 @@ from ledger.settings import settings
 
 _REDIS = {
     "visibility_timeout": 600,  # far longer than any step; a message that a dead worker held comes back after it, but due times are quicker
-    "socket_timeout": 30,  # a half-open connection is noticed, not waited on for ever (celery#8030, #8091)
+    "socket_timeout": 10,  # a half-open connection is noticed, not waited on for ever (celery#8030, #8091); a consumer is answered every second
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 20,

@@ -65,6 +65,7 @@ async def _soak(minutes: float, seed: int, pause: float, folder: Path) -> Report
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)
         print("faults: " + ", ".join(f"{times} x {kind}" for kind, times in sorted(mischief.done.items())), flush=True)
+        print("asked for: " + ", ".join(f"{count} x {kind}" for kind, count in load.kinds.most_common()), flush=True)
         await load.settle_doubts()
         await _until_all_ended(ledger, witness)
         report = await count(ledger, load, witness, breaches)
