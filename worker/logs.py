@@ -110,14 +110,20 @@ class Capture:
     async def flush(self, *, complete: bool = False) -> None:
         """Store what has come so far."""
         async with self._lock:
-            while self._batch or self._buffer or complete:
-                if not self._batch:
-                    self._batch, self._buffer = self._buffer, []
-                last = complete and not self._buffer
-                await self._place.ledger.logs.append(self._pod.build, self._pod.attempt, self._batch, complete=last, fence=self._fence)
-                self._batch = []
-                if last:
-                    return
+            if self._batch and self._buffer:  # left over from a call that failed
+                await self._append()
+            if not self._batch:
+                self._batch, self._buffer = self._buffer, []
+            if self._batch or complete:
+                await self._append(complete=complete)
+
+    async def _append(self, *, complete: bool = False) -> None:
+        try:
+            await self._place.ledger.logs.append(self._pod.build, self._pod.attempt, self._batch, complete=complete, fence=self._fence)
+        except NotFound:  # it takes no more, ever
+            self._batch, self._buffer = [], []
+            raise
+        self._batch = []
 
     async def _flush_patiently(self, *, complete: bool = False) -> None:
         """Wait for Redis, as long as we lead: what is not stored now would be lost, or fill the memory."""

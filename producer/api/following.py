@@ -21,6 +21,7 @@ PATIENCE = 120.0
 """Seconds that a follower waits for Redis to come back before its answer ends."""
 LATE = 10.0
 """Seconds without a line after which the log of an attempt that is over has no more: it was dropped, or could not be read."""
+_SLICE = 1.0
 
 
 async def changes(ledger: Ledger, build: str, seconds: float | None) -> AsyncIterator[Build]:
@@ -51,7 +52,7 @@ class LogFollower:
 
     async def _go_on(self) -> AsyncIterator[list[Line]]:
         while True:
-            lines, place, complete = await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=1.0)
+            lines, place, complete = await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=_SLICE)
             self._place, self._complete = place, self._complete or complete
             yield lines
             if lines and not complete:
@@ -67,7 +68,11 @@ class LogFollower:
     async def _silent(self, build: Build) -> bool:
         """Whether an ended attempt's log stays without an end. It may come late: the end of a build does not wait for it."""
         ran = any(run.started for attempt in build.attempts if attempt.number == self._attempt for run in attempt.runs)
-        return not ran or not (await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=LATE))[0]
+        end = time.monotonic() + LATE
+        while ran and time.monotonic() < end:  # in slices: no single answer of Redis may take that long
+            if (await self._ledger.logs.read(self._build.id, self._attempt, self._place, block=_SLICE))[0]:
+                return False
+        return True
 
 
 async def stored(ledger: Ledger, build: Build, attempt: int) -> AsyncIterator[list[Line]]:

@@ -11,6 +11,7 @@ import pytest
 
 from ledger.build import Again, Build, Reason, State
 from ledger.collected import CollectsItself
+from ledger.connection import ANSWER_TIMEOUT
 from ledger.errors import LedgerUnavailable
 from ledger.logbook import Line
 from ledger.settings import Settings
@@ -326,9 +327,15 @@ async def test_a_follower_does_not_wait_for_the_log_of_what_never_ran(ledger, mo
 
 
 async def test_a_follower_of_a_log_without_an_end_ends(ledger, monkeypatch):
-    """It was dropped, since there are too many."""
-    monkeypatch.setattr(following, "LATE", 0.2)
-    ended = await ended_attempt(ledger, ran=True)
+    """It was dropped, since there are too many. However long it is waited for, no single question to Redis takes longer than an answer may."""
+    monkeypatch.setattr(following, "LATE", 1.5)
+    ended, read = await ended_attempt(ledger, ran=True), ledger.logs.read
+
+    async def asked(*arguments, block):
+        assert block < ANSWER_TIMEOUT / 2
+        return await read(*arguments, block=block)
+
+    monkeypatch.setattr(ledger.logs, "read", asked)
     async with asyncio.timeout(10):
         assert [line async for batch in following.LogFollower(ledger, ended, None).lines() for line in batch] == []
 

@@ -160,6 +160,24 @@ async def test_what_is_held_again_when_its_window_ends_is_rescued(site: Retentio
     assert [entry.digest for entry in await site.ledger.bin.entries(site.name)] == [digest_of(pinned)]
 
 
+async def test_what_is_meant_by_a_tag_that_went_stays_in_the_bin(site: RetentionSite) -> None:
+    """A deployment of the tag came in the minute in which it went, or somebody pinned it: its digest tells nobody that."""
+    push(site, "new", "new", RECENT)
+    part = push(site, None, "part")
+    index = site.registry.push_index(site.repository, "old", {"linux/amd64": part})
+    sha = await site.plan()
+    await site.apply(sha)
+    await site.ledger.shelf.pin(f"{site.name}:old", "ada needs it")
+    await site.window_ends()
+    await site.purge()
+    assert [site.has(digest_of(raw)) for raw in (index, part)] == [digest_of(index), digest_of(part)]
+    assert "ada needs it" in (await site.ledger.plans.report(sha))[f"{site.name}@{digest_of(index)}"]
+    await site.unpin_all()
+    await site.window_ends()
+    assert await site.purge() == "the bin is empty"
+    assert [site.has(digest_of(raw)) for raw in (index, part)] == [None, None]
+
+
 async def test_pins_and_builds_under_way_that_came_after_the_plan_keep_their_images(site: RetentionSite) -> None:
     push(site, "new", "new", RECENT)
     by_digest, by_tag = push(site, "a", "digest"), push(site, "b", "tag")

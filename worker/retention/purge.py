@@ -131,7 +131,7 @@ class _Purging:
     async def _delete(self, client: RegistryClient, found: Repository, web: Web, protected: Protected, there: set[str]) -> None:
         open_entries = {entry.digest: entry for entry in self._due if entry.goes and entry.digest in there}
         waiting = {entry.digest for entry in self._entries if entry.goes and entry not in self._due}
-        kept, used = _needed(web, set(open_entries) - waiting, protected)
+        kept, used = _needed(web, set(open_entries) - waiting, protected, self._named(protected))
         for entry in self._due:
             if not entry.goes:
                 await self._out(entry, None)
@@ -160,6 +160,11 @@ class _Purging:
             await self._claim.hold()
             await client.delete(self._image.with_digest(digest))
 
+    def _named(self, protected: Protected) -> dict[str, str]:
+        """The due digests that somebody means by a tag that they had, and who: a deployment that came when the tag was gone, a pin."""
+        marks = {f"{entry.repository}:{tag}": entry.digest for entry in self._due for tag in entry.tags}
+        return {digest: str(protected.reasons(mark)[0]) for mark, digest in marks.items() if mark in protected.marks}
+
     async def _is_bare(self, client: RegistryClient, entry: BinEntry, present: set[str]) -> bool:
         """Whether none of the tags that the digest had stands for it again."""
         for tag in present.intersection(entry.tags):
@@ -179,7 +184,7 @@ class _Purging:
         await self._claim.write(commands=[*drop(self._keys, entry), *self._place.ledger.plans.reported(entry.plan, told)], events=events)
 
 
-def _needed(web: Web, due: set[str], protected: Protected) -> tuple[Mapping[str, str], Mapping[str, str]]:
+def _needed(web: Web, due: set[str], protected: Protected, named: Mapping[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """Of a repository's digests those that the registry's own content needs, and of the due ones those that somebody outside uses; and why.
 
     Whatever is there and is not due counts as content, whether it has a tag or not.
@@ -189,6 +194,6 @@ def _needed(web: Web, due: set[str], protected: Protected) -> tuple[Mapping[str,
     seeds = (set(web.manifests) - due) | tagged | {tag.digest for tag in web.quarantined} - quarantined
     kept = {digest: str(reasons[0]) if reasons else "it has a tag again" for digest, reasons in web.closure(seeds).items()}
     marked = web.meant(protected.marks)
-    roots = {digest: str(protected.reasons(mark)[0]) for mark, meant in marked for digest in (meant, *web.holders(meant))}
+    roots = {digest: str(protected.reasons(mark)[0]) for mark, meant in marked for digest in (meant, *web.holders(meant))} | dict(named)
     used = {digest: roots.get(digest, "it hangs together with something that is used") for digest in web.closure(roots)}
     return kept, {digest: why for digest, why in used.items() if digest not in kept}
