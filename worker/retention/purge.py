@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from ledger.bin import BinEntry, BinState, drop, put
 from ledger.chores import Claim
@@ -184,8 +185,11 @@ class _Purging:
         await self._claim.write(commands=[*drop(self._keys, entry), *self._place.ledger.plans.reported(entry.plan, told)], events=events)
 
 
-def _needed(web: Web, due: set[str], protected: Protected, named: Mapping[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+def _needed(
+    web: Web, due: set[str], protected: Protected, named: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """Of a repository's digests those that the registry's own content needs, and of the due ones those that somebody outside uses; and why.
+    `named` are those that somebody means by a tag which went, and who.
 
     Whatever is there and is not due counts as content, whether it has a tag or not.
     """
@@ -194,6 +198,6 @@ def _needed(web: Web, due: set[str], protected: Protected, named: Mapping[str, s
     seeds = (set(web.manifests) - due) | tagged | {tag.digest for tag in web.quarantined} - quarantined
     kept = {digest: str(reasons[0]) if reasons else "it has a tag again" for digest, reasons in web.closure(seeds).items()}
     marked = web.meant(protected.marks)
-    roots = {digest: str(protected.reasons(mark)[0]) for mark, meant in marked for digest in (meant, *web.holders(meant))} | dict(named)
+    roots = {digest: str(protected.reasons(mark)[0]) for mark, meant in marked for digest in (meant, *web.holders(meant))} | {**named}
     used = {digest: roots.get(digest, "it hangs together with something that is used") for digest in web.closure(roots)}
     return kept, {digest: why for digest, why in used.items() if digest not in kept}
