@@ -107,7 +107,7 @@ async def report_images(request: Request) -> Response:
     images = {ImageReference.parse(image): who for image, who in told.images.items()}
     if untold := [str(image) for image in images if not (image.tag or image.digest)]:
         raise RequestInvalid([Problem("images", untold[0][:200], "must have a tag or a digest")])
-    marks = {image.digest or f"{image.name}:{image.tag}": who for image, who in images.items()}
+    marks = {image.mark: who for image, who in images.items()}
     await ledger.usage.store(name, marks, await ledger.now())
     return Response(status_code=204)
 

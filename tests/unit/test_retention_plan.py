@@ -12,7 +12,7 @@ from tests.unit.inventories import NAME, NOW, days, digest, goes, holding, image
 from worker.retention.decisions import Action, hash_of, read_plan
 from worker.retention.inventory import Inventory, Repository, Stored, read_inventory
 from worker.retention.plan import plan
-from worker.retention.protection import QUARANTINE, Protected, mark_of
+from worker.retention.protection import QUARANTINE, Protected
 
 LAST = policy(keep=[{"last": 1}])
 NEW = (image("new"), tag("new", "new", days(1)))
@@ -110,9 +110,9 @@ def test_an_index_stays_whose_part_runs():
 
 
 def test_how_an_image_in_use_is_named():
-    assert mark_of(ImageReference.parse("r.io/a:1")) == "r.io/a:1"
-    assert mark_of(ImageReference.parse("r.io/a")) == "r.io/a:latest"
-    assert mark_of(ImageReference.parse(f"r.io/a:1@{digest(1)}")) == digest(1)
+    assert ImageReference.parse("r.io/a:1").mark == "r.io/a:1"
+    assert ImageReference.parse("r.io/a").mark == "r.io/a:latest"
+    assert ImageReference.parse(f"r.io/a:1@{digest(1)}").mark == digest(1)
 
 
 def test_untagged_images_go_only_when_the_policy_says_when_and_it_is_known_since_when():

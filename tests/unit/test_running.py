@@ -16,7 +16,7 @@ from tests.unit.inventories import NOW, digest, goes, holding, image, index, jud
 from worker.cluster.workloads import Workload
 from worker.retention.agreement import agree
 from worker.retention.inventory import Blob
-from worker.retention.protection import Protected, Web, mark_of
+from worker.retention.protection import Protected, Web
 from worker.retention.purge import _needed
 from worker.retention.running import ImageNotUnderstood, marks_of, read_holder, under_all_names
 
@@ -170,7 +170,7 @@ def test_a_name_is_a_mark_or_nothing_or_an_error_and_never_a_fault(text: str):
     except ImageNotUnderstood:
         return
     for mark in found:
-        assert mark_of(ImageReference.parse(mark)) == mark
+        assert ImageReference.parse(mark).mark == mark
 
 
 def test_objects_with_nothing_in_them_name_nothing():

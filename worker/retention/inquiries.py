@@ -45,7 +45,7 @@ class Silence:
 
 
 Answer = Mapping[str, str] | Silence
-"""Image, by its mark (see `protection.mark_of`) -> who needs it; or why that is not known."""
+"""Image, by its mark (see `ImageReference.mark`) -> who needs it; or why that is not known."""
 
 
 @dataclass(slots=True)

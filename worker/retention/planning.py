@@ -24,7 +24,7 @@ from worker.retention.inquiries import LATELY, Answer, Silence
 from worker.retention.inventory import Inventory, Repository
 from worker.retention.plan import plan
 from worker.retention.policy import Policies
-from worker.retention.protection import Protected, mark_of
+from worker.retention.protection import Protected
 from worker.retention.remembered import Remembered
 from worker.retention.running import under_all_names
 from worker.retention.scope import find_repositories, referrers_of
@@ -103,7 +103,7 @@ async def protected_now(place: Place, age: timedelta) -> Protected:
             for build in page.builds:
                 told = f"build {build.id}"
                 pushed = build.pushed_image
-                in_flight.update((mark_of(image), told) for image in (*build.request.images, *((pushed,) if pushed else ())))
+                in_flight.update((image.mark, told) for image in (*build.request.images, *((pushed,) if pushed else ())))
                 if build.digest:
                     in_flight[build.digest] = told
             cursor = page.cursor

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ledger.references import ImageReference
 from worker.registry.manifests import signature_subject
 from worker.retention.decisions import Reason, Why
 from worker.retention.inventory import Repository, Stored, Tag
@@ -20,7 +19,7 @@ QUARANTINE = "crabpot-quarantine-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protected:
-    """What is used outside of the registry: by digest, or by name as `registry/repository:tag` (see `mark_of`), and who says so."""
+    """What is used outside of the registry: by digest, or by name as `registry/repository:tag` (see `ImageReference.mark`), and who says so."""
 
     running: Mapping[str, str] = field(default_factory=dict)
     """In a cluster: pods, and the templates of what makes pods."""
@@ -45,11 +44,6 @@ class Protected:
 def silence_of(cluster: str, why: str = "") -> str:
     """Why somebody has to approve what a cluster said nothing about; without the reason, how all such begin."""
     return f"the cluster {cluster} did not say what runs there" + (f": {why}" if why else "")
-
-
-def mark_of(image: ImageReference) -> str:
-    """How an image that somebody uses is named here."""
-    return image.mark
 
 
 @dataclass(slots=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 from ledger.references import ImageReference
 from worker.cluster.workloads import Workload
-from worker.retention.protection import mark_of
 
 Json = Mapping[str, Any]
 
@@ -52,7 +51,7 @@ class ImageNotUnderstood(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One object, and the marks of the images that it names (see `protection.mark_of`)."""
+    """One object, and the marks of the images that it names (see `ImageReference.mark`)."""
 
     kind: Workload
     who: str
@@ -169,7 +168,7 @@ def _mark(text: str, who: str) -> str | None:
     if len(text) > _LONGEST or not _PULLABLE.fullmatch(text):
         return None
     try:
-        return mark_of(ImageReference.parse(_qualified(text)))
+        return ImageReference.parse(_qualified(text)).mark
     except ValueError as error:
         raise ImageNotUnderstood(
             f"the {who} names the image {text[:200]!r}, and which that is in a registry is not known: {error}"

@@ -15,7 +15,6 @@ from worker.chores import GO_ON, Next, done
 from worker.place import Place
 from worker.registry.client import RegistryClient
 from worker.registry.manifests import digest_of
-from worker.retention.protection import mark_of
 from worker.retention.untagging import take_away, tombstone
 
 
@@ -71,5 +70,5 @@ async def _tag(place: Place, claim: Claim, client: RegistryClient, image: ImageR
     # It is as old as it was, or it would push newer ones out of `last`; and pinned, or tonight's plan would take it away again.
     if image.reference in entry.pushed:
         await place.ledger.shelf.record_push([image], Pushed(entry.digest, entry.pushed[image.reference], None))
-    await place.ledger.shelf.pin(mark_of(image), f"put back: the plan {entry.plan[:12]} was undone")
+    await place.ledger.shelf.pin(image.mark, f"put back: the plan {entry.plan[:12]} was undone")
     return "returned"
