@@ -11,7 +11,7 @@ from email.utils import format_datetime
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ledger.errors import (
@@ -123,6 +123,7 @@ def test_retry_after(text: str | None, seconds: float | None) -> None:
     assert parse_retry_after(text, NOW) == seconds
 
 
+@example("0\x1f")  # blank to `strip`, and not to `float`
 @given(st.text())
 def test_any_retry_after_is_read_to_an_end(text: str) -> None:
     wait = parse_retry_after(text, NOW)

@@ -92,8 +92,8 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
     """Retry-After in seconds from now: it is a number of seconds or an HTTP date. None where there is none or it makes no sense."""
     if not text:
         return None
-    if re.fullmatch(r"\d{1,9}", text.strip(), re.ASCII):
-        return float(text)
+    if re.fullmatch(r"\d{1,9}", seconds := text.strip(), re.ASCII):
+        return float(seconds)
     try:
         at = parsedate_to_datetime(text)
         return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
