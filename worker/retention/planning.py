@@ -87,10 +87,11 @@ async def look(
         if also:
             inventory = await survey(reader, registry, paths, memory, now, tag_age=max(tag_age, timedelta(minutes=1)), also=also)
         found += inventory.repositories
-    binned = binned or {}
-    found = [replace(one, tags=tuple(tag for tag in one.tags if tag.name not in binned.values())) for one in found]
+    if binned:
+        hidden = set(binned.values())
+        found = [replace(one, tags=tuple(tag for tag in one.tags if tag.name not in hidden)) for one in found]
     inventory = Inventory(registry=registry, taken=now, repositories=tuple(sorted(found, key=lambda one: one.name)))
-    return plan(inventory, policies, protected, now, binned=binned), {one.name: one for one in found}
+    return plan(inventory, policies, protected, now, binned=binned or ()), {one.name: one for one in found}
 
 
 async def protected_now(place: Place, age: timedelta) -> Protected:
