@@ -85,7 +85,6 @@ class _Purging:
         project = await place.project(first.project)
         client = place.long_work.client(first.project, project, self._image.registry)
         # Asked here, since a survey takes a manifest that it remembers for one that is there.
-        await self._bury(client)
         goes = sorted({entry.digest for entry in self._due if entry.goes})
         there = {digest for digest in goes if await client.resolve(self._image.with_digest(digest)) is not None}
         also = {self._image.name: sorted(there)}
@@ -96,16 +95,18 @@ class _Purging:
         if found.trouble is not None:
             await self._restore(client, found.trouble)
             return
+        await self._bury(client, found)
         web = Web.of(found)
         # Nobody is asked who uses what is gone already, as it is on the look after each deletion.
         protected = await protected_now(place, NOW) if there else Protected()
         await self._verify(client, web, there)
         await self._delete(client, found, web, protected, there)
 
-    async def _bury(self, client: RegistryClient) -> None:
+    async def _bury(self, client: RegistryClient, found: Repository) -> None:
         """A worker that was stopped in the middle of an application, and woke up when others had ended it, may have left tombstones."""
+        present = {tag.name for tag in found.tags}
         for entry in self._due:
-            for tag in entry.tags:
+            for tag in present.intersection(entry.tags):
                 await bury(client, self._image.with_tag(tag), entry.plan, self._claim.hold)
 
     async def _restore(self, client: RegistryClient, why: str) -> None:
