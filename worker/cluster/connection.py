@@ -181,8 +181,8 @@ class Api:
         except (ConfigException, OSError, YAMLError, *_MISREAD) as error:
             if self._kubeconfig is None:
                 raise ClusterDenied(f"no credentials for a cluster: {error}; set CRABPOT_KUBECONFIG, or run inside the cluster") from None
-            known = isinstance(error, (ConfigException, OSError)) and self._kubeconfig.exists()
-            said = str(error) if known else f"it is no kubeconfig ({error})" if self._kubeconfig.exists() else "there is no such file"
+            told = str(error) if isinstance(error, (ConfigException, OSError)) else f"it is no kubeconfig ({error})"
+            said = told if self._kubeconfig.exists() else "there is no such file"
             raise ClusterDenied(
                 f"no credentials for a cluster in {self._kubeconfig}: {said}; mend that file, or name another "
                 "(CRABPOT_KUBECONFIG, or under `clusters` in the projects file)"
