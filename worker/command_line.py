@@ -22,27 +22,20 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 WAIT = click.option("--timeout", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds to wait; the work goes on.")
 
 
-class _Image(click.ParamType[ImageReference]):
-    name = "image"
+class Parsed(click.ParamType[_T]):
+    """An argument that a function reads; its ValueError says what is wrong."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ImageReference:
+    def __init__(self, name: str, parse: Callable[[str], _T]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _T:
         try:
-            return value if isinstance(value, ImageReference) else ImageReference.parse(value)
+            return self._parse(value) if isinstance(value, str) else value  # click may convert again what it has converted
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-class _Host(click.ParamType[str]):
-    name = "registry"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return parse_registry(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-IMAGE, HOST = _Image(), _Host()
+IMAGE, HOST = Parsed("image", ImageReference.parse), Parsed("registry", parse_registry)
 
 
 def on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:

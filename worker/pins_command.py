@@ -12,20 +12,10 @@ import click
 from ledger.console import say_json, say_table
 from ledger.errors import ManifestUnknown, NotFound, RegistryError
 from ledger.references import ImageReference, parse_mark
-from worker.command_line import IMAGE, JSON, me, on_ledger
+from worker.command_line import IMAGE, JSON, Parsed, me, on_ledger
 from worker.registry.pace import IMPATIENT
 from worker.registry.reader import RegistryReader
 from worker.registry_access import Access, accessing
-
-
-class _Mark(click.ParamType[str]):
-    name = "image"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return parse_mark(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command()
@@ -49,7 +39,7 @@ def pin(image: ImageReference, reason: str, absent: bool, access: Access, as_jso
 
 
 @click.command()
-@click.argument("mark", type=_Mark(), metavar="IMAGE")
+@click.argument("mark", type=Parsed("image", parse_mark), metavar="IMAGE")
 @JSON
 def unpin(mark: str, as_json: bool) -> None:
     """Let policies decide about an image again. IMAGE is what `pins` shows: with its tag, or its digest."""
