@@ -1,7 +1,8 @@
-"""How commands print, on either side: a table on a terminal, plain lines elsewhere, JSON where asked for."""
+"""How commands print, on either side: a table on a terminal, plain lines elsewhere, JSON where asked for; and who runs them."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,12 +11,21 @@ from typing import Any
 
 import click
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SHORT = 12
 """Letters of a cell that a narrow terminal does not cut."""
 
 
 def on_terminal() -> bool:
     return sys.stdout.isatty()
+
+
+def me() -> str | None:
+    """Who runs this, where the machine knows a name for them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
 
 
 def say_json(told: Any) -> None:

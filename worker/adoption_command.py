@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
-from ledger.console import say_json
+from ledger.console import JSON, say_json
 from ledger.errors import Conflict, InputInvalid, Problem
 from ledger.references import ImageReference, parse_registry
 from ledger.store import Ledger
-from worker.command_line import JSON, WAIT, Parsed, ended, on_ledger
+from worker.command_line import WAIT, Parsed, ended, on_ledger
 from worker.retention.inventory import credible
 
 _NAMED = 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any, TypeVar
@@ -18,7 +17,6 @@ from ledger.store import Ledger
 
 _T = TypeVar("_T")
 _PULSE = 0.5
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 WAIT = click.option("--timeout", type=click.FloatRange(0), default=600.0, show_default=True, help="Seconds to wait; the work goes on.")
 
 
@@ -57,11 +55,3 @@ async def ended(ledger: Ledger, chore: str, seconds: float) -> str:
         if found.state is ChoreState.WAITING and monotonic() > end:
             raise LedgerUnavailable(f"{chore} has not ended ({found.said or 'no more is known'}); do `crabpot watch` and a worker run?")
     return found.said or ""
-
-
-def me() -> str | None:
-    """Who runs this, where the machine knows a name for them."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return None

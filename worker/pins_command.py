@@ -9,10 +9,10 @@ import asyncio
 
 import click
 
-from ledger.console import say_json, say_table
+from ledger.console import JSON, me, say_json, say_table
 from ledger.errors import ManifestUnknown, NotFound, RegistryError
 from ledger.references import ImageReference, parse_mark
-from worker.command_line import IMAGE, JSON, Parsed, me, on_ledger
+from worker.command_line import IMAGE, Parsed, on_ledger
 from worker.registry.pace import IMPATIENT
 from worker.registry.reader import RegistryReader
 from worker.registry_access import Access, accessing

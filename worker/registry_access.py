@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ledger.console import JSON
 from ledger.errors import NotFound
 from ledger.settings import Settings
 from ledger.store import Ledger
@@ -82,7 +83,7 @@ def accessing(command: _Command) -> _Command:
     @click.option(
         "--certificate", type=(HOST, str), multiple=True, metavar="REGISTRY PATH", help="Trust this CA certificate for a registry."
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @JSON
     @wraps(command)
     def accessing(
         project: str | None,

@@ -5,7 +5,6 @@ All but `try` works on the ledger: what is asked for here is done by the workers
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from ledger.console import say_json, say_size, say_table
+from ledger.console import JSON, me, say_json, say_size, say_table
 from ledger.documents import read_yaml
 from ledger.errors import InputInvalid
 from ledger.plans import StoredPlan
 from ledger.request import problems_of
 from ledger.retention import Retention
 from ledger.store import Ledger
-from worker.command_line import HOST, JSON, WAIT, ended, on_ledger
+from worker.command_line import HOST, WAIT, ended, on_ledger
 from worker.retention.decisions import Action, Plan, read_plan
 from worker.retention.inventory import read_inventory
 from worker.retention.plan import plan as make
@@ -90,7 +89,7 @@ def approve(sha: str, despite: tuple[str, ...], timeout: float, as_json: bool) -
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
         found = await ledger.plans.find(sha)
-        chore = await ledger.plans.approve(found.sha256, getpass.getuser(), await ledger.now(), despite)
+        chore = await ledger.plans.approve(found.sha256, me() or "crabpot retention", await ledger.now(), despite)
         return await ended(ledger, chore, timeout), await ledger.plans.report(found.sha256)
 
     _say_report(*on_ledger(work), as_json)

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from ledger.build import State
-from ledger.console import on_terminal, say_json
+from ledger.console import JSON, on_terminal, say_json
 from producer.cli.client import Client, connected
 from producer.cli.output import ENDS, say_build, say_builds
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 TIME_IS_UP = 124
 
 
@@ -21,7 +20,7 @@ TIME_IS_UP = 124
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only in this state.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True)
 @click.option("--cursor", help="Go on after the page that gave this cursor.")
-@_JSON
+@JSON
 def list_builds(project: str | None, state: str | None, limit: int, cursor: str | None, as_json: bool) -> None:
     """List builds, newest first: id, project, state, image, age, reason."""
     with connected() as client:
@@ -36,7 +35,7 @@ def list_builds(project: str | None, state: str | None, limit: int, cursor: str 
 
 @click.command()
 @click.argument("build")
-@_JSON
+@JSON
 def show(build: str, as_json: bool) -> None:
     """Show a build: its state, why it waits or failed, its images and attempts."""
     with connected() as client:
@@ -59,7 +58,7 @@ def logs(build: str, follow: bool, attempt: int | None, timestamps: bool) -> Non
 @click.command()
 @click.argument("build")
 @click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait at most; exits 124 after them.")
-@_JSON
+@JSON
 def wait(build: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a build has ended. Exits 0 if it succeeded, 1 if it failed, 5 if it was cancelled."""
     with connected() as client:
@@ -68,7 +67,7 @@ def wait(build: str, timeout: float | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("build")
-@_JSON
+@JSON
 def cancel(build: str, as_json: bool) -> None:
     """Cancel a build. One that waits ends at once; one that runs ends when its pod has."""
     with connected() as client:
@@ -86,7 +85,7 @@ def cancel(build: str, as_json: bool) -> None:
 @click.command()
 @click.argument("build")
 @click.option("--wait", is_flag=True, help="Wait until the new build has ended, as `crabpot wait` does.")
-@_JSON
+@JSON
 def retry(build: str, wait: bool, as_json: bool) -> None:
     """Queue a new build of the same request: same commit, same destinations. Prints its id."""
     with connected() as client:

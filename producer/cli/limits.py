@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
-from ledger.console import say_json
+from ledger.console import JSON, say_json
 from producer.cli.builds import TIME_IS_UP
 from producer.cli.client import Client, connected
 from producer.cli.output import age, say_rows
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _DRAIN_PULSE = 0.5
 _SCOPE = "SCOPE is `all`, `project/NAME`, `class/NAME` (a capacity class)"
 
@@ -23,7 +22,7 @@ _SCOPE = "SCOPE is `all`, `project/NAME`, `class/NAME` (a capacity class)"
 @click.argument("scope", required=False)
 @click.argument("limit", type=click.IntRange(0), required=False)
 @click.option("--reset", is_flag=True, help="Let the projects file's limit hold again.")
-@_JSON
+@JSON
 def limits(scope: str | None, limit: int | None, reset: bool, as_json: bool) -> None:
     """Show the limits, or set one: how many builds may run at once. It holds from the next admission on; what runs goes on."""
     if (scope is None and reset) or (scope is not None and (limit is None) == (not reset)):
@@ -42,7 +41,7 @@ def limits(scope: str | None, limit: int | None, reset: bool, as_json: bool) -> 
 @click.argument("scope", default="all")
 @click.option("--drain", is_flag=True, help="Wait until nothing of it runs any more.")
 @click.option("--timeout", type=click.FloatRange(0), help="With --drain: seconds to wait at most; exits 124 after them.")
-@_JSON
+@JSON
 def pause(scope: str, drain: bool, timeout: float | None, as_json: bool) -> None:
     """Start no more builds. Submits are still taken in, and what runs goes on.
 
@@ -70,7 +69,7 @@ def _drained(client: Client, scope: str, seconds: float | None) -> bool:
 
 @click.command(epilog=f"{_SCOPE}; by default `all`.")
 @click.argument("scope", default="all")
-@_JSON
+@JSON
 def resume(scope: str, as_json: bool) -> None:
     """End a pause."""
     with connected() as client:

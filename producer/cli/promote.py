@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 import time
 from typing import Any
 
 import click
 
-from ledger.console import say_json
+from ledger.console import me, say_json
 from ledger.errors import LedgerUnavailable, Problem, RequestInvalid, ServerUnavailable
 from ledger.promotion import PromotionState
 from ledger.references import ImageReference
@@ -40,7 +39,7 @@ def promote(
     there, with all its platforms and byte for byte. A mutable tag follows the order of pushes and promotions: a build that was submitted
     before and ends later does not move it back.
     """
-    request = {"project": project, "image": image, "targets": _targets(image, tags), "by": _me()}
+    request = {"project": project, "image": image, "targets": _targets(image, tags), "by": me()}
     with connected() as client:
         promotion = client.promote(request, idempotency_key)
         if not no_wait:
@@ -53,14 +52,6 @@ def promote(
         _say(promotion)
     if not no_wait:
         sys.exit(_ENDS.get(promotion["state"], TIME_IS_UP))
-
-
-def _me() -> str | None:
-    """Who runs this, where the machine knows a name for them."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return None
 
 
 def _targets(image: str, tags: tuple[str, ...]) -> list[str]:

@@ -10,12 +10,11 @@ import click
 
 from ledger.chores import Chore, ChoreState
 from ledger.collected import CHORES, told_of
-from ledger.console import say_json, say_table
+from ledger.console import JSON, say_json, say_table
 from ledger.settings import Settings
 from ledger.store import Ledger
 
 _LOOK = 1.0
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _WAIT = click.option("--wait/--no-wait", default=True, help="Wait for the end (the default).")
 
 
@@ -27,7 +26,7 @@ def command() -> None:
 @command.command()
 @click.argument("registry")
 @_WAIT
-@_JSON
+@JSON
 def plan(registry: str, wait: bool, as_json: bool) -> None:
     """Say what a collection would free. Nothing is changed, and nobody waits."""
     asyncio.run(_start(CHORES["plan"], registry, wait, as_json))
@@ -36,14 +35,14 @@ def plan(registry: str, wait: bool, as_json: bool) -> None:
 @command.command()
 @click.argument("registry")
 @_WAIT
-@_JSON
+@JSON
 def run(registry: str, wait: bool, as_json: bool) -> None:
     """Collect now: builds that push there wait, the registry is read-only meanwhile, and all is read back afterwards."""
     asyncio.run(_start(CHORES["run"], registry, wait, as_json))
 
 
 @command.command()
-@_JSON
+@JSON
 def status(as_json: bool) -> None:
     """List collections, those under way first."""
     asyncio.run(_status(as_json))
