@@ -47,10 +47,6 @@ class Scene:
         }
         return await forks.start("chore", environment, {"name": self.chore}, injection)
 
-    async def claim_is_over(self) -> None:
-        connection = self.site.ledger.connection
-        await connection.command("HDEL", connection.keys.chore(self.chore), "held")
-
     async def check(self) -> None:
         """Everything is as after a chore that nobody disturbed."""
         site = self.site
@@ -126,7 +122,7 @@ async def test_a_chore_that_is_killed(make_scene, forks, kind):
         async with make_scene(kind) as scene:
             child = await scene.start(forks, (point, "kill"))
             assert await child.ended() == -signal.SIGKILL, child.failure
-            await scene.claim_is_over()
+            await scene.site.claim_is_over(scene.chore)
             await scene.site.run(scene.chore)
             await scene.check()
 
@@ -143,7 +139,7 @@ async def test_a_chore_that_is_stopped_and_resumed_when_all_is_over(make_scene, 
         async with make_scene(kind) as scene:
             child = await scene.start(forks, (point, "stop"))
             assert await child.stopped(), child.failure
-            await scene.claim_is_over()
+            await scene.site.claim_is_over(scene.chore)
             await scene.site.run(scene.chore)
             await scene.check()
             child.signal(signal.SIGCONT)

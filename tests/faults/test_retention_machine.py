@@ -374,7 +374,7 @@ class RetentionMachine(RuleBasedStateMachine):
                     self.run(go_on(self.site.place, chore, KINDS))
                 except* Killed:
                     pass
-            self.run(self.site.ledger.connection.command("HDEL", self.site.ledger.connection.keys.chore(chore), "held"))
+            self.run(self.site.claim_is_over(chore))
             for digest in self.model.must_stay(self.marks) if how == "killed" and not chore.startswith("purge") else ():
                 assert self.there(f"manifests/{digest}")
         self.run(self.site.run(chore))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from ledger.settings import Settings
 from tests.integration.registry_kinds import KINDS, Kind
 from tests.integration.registry_server import RegistryServer
+from tests.integration.retention_site import RetentionSite, retention_site
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -21,3 +26,11 @@ def registry_of_kind(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> It
     """One of that kind; a module that wants its tests run with each of them calls it `registry`."""
     with kind.run(tmp_path_factory.mktemp("registry")) as server:
         yield server
+
+
+@pytest.fixture
+async def site(settings: Settings, registry: RegistryServer) -> AsyncIterator[RetentionSite]:
+    """Retention at work on a repository of its own in the module's `registry`, with a policy."""
+    async with retention_site(settings, registry, f"retention{next(_numbers)}/app") as site:
+        await site.settle()
+        yield site

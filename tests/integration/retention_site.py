@@ -71,6 +71,10 @@ class RetentionSite:
         await self.ledger.chores.start(f"undo:{sha}", self.registry.host)
         return await self.run(f"undo:{sha}")
 
+    async def claim_is_over(self, name: str) -> None:
+        """As if the time were over for which a claim that nobody gave back keeps others away."""
+        await self.ledger.connection.command("HDEL", self.ledger.connection.keys.chore(name), "held")
+
     async def unpin_all(self) -> None:
         for mark in await self.ledger.shelf.pins():
             assert await self.ledger.shelf.unpin(mark)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 from ledger.chores import ChoreState
 from ledger.errors import ManifestUnknown, RegistryUnavailable
 from tests.integration.registry_server import RegistryServer
-from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
+from tests.integration.retention_site import OLD, RECENT, RetentionSite
 from worker.chores import go_on
 from worker.kinds import KINDS
 from worker.registry.reader import RegistryReader
@@ -24,19 +22,11 @@ from worker.retention.remembered import Remembered
 
 CRABPOT = str(Path(sys.executable).parent / "crabpot")
 EPOCH = "1970-01-01T00:00:00Z"
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def registry(registry_of_kind: RegistryServer) -> RegistryServer:
     return registry_of_kind
-
-
-@pytest.fixture
-async def site(settings, registry: RegistryServer, redis_server) -> AsyncIterator[RetentionSite]:
-    async with retention_site(settings, registry, f"adopt{next(_numbers)}/app") as site:
-        await site.settle()
-        yield site
 
 
 def push(site: RetentionSite, tag: str, created: str | None, repository: str | None = None) -> bytes:

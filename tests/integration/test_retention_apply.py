@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -13,21 +11,12 @@ from ledger.chores import ChoreState
 from ledger.errors import Conflict
 from ledger.plans import PlanState
 from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of
-from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
-
-_numbers = itertools.count()
+from tests.integration.retention_site import OLD, RECENT, RetentionSite
 
 
 @pytest.fixture(scope="module")
 def registry(registry_of_kind: RegistryServer) -> RegistryServer:
     return registry_of_kind
-
-
-@pytest.fixture
-async def site(settings, registry: RegistryServer, redis_server) -> AsyncIterator[RetentionSite]:
-    async with retention_site(settings, registry, f"apply{next(_numbers)}/app") as site:
-        await site.settle()
-        yield site
 
 
 def push(site: RetentionSite, tag: str | None, content: str, created: str = OLD) -> bytes:

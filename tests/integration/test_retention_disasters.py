@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tests.integration.registry_server import RegistryServer, Reply, Request, di
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.registry_command import command
 
-_numbers = itertools.count()
 _PAUSE = 1
 """Seconds that the busy registry asks for."""
 
@@ -28,13 +26,6 @@ _PAUSE = 1
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     with run_registry(tmp_path_factory.mktemp("registry")) as server:
         yield server
-
-
-@pytest.fixture
-async def site(settings, registry: RegistryServer, redis_server) -> AsyncIterator[RetentionSite]:
-    async with retention_site(settings, registry, f"disaster{next(_numbers)}/app") as site:
-        await site.settle()
-        yield site
 
 
 async def test_zot_2_1_20_and_distribution_3_beta_1_a_dry_run_changes_nothing(site: RetentionSite, tmp_path: Path) -> None:
@@ -89,7 +80,7 @@ async def test_hub_tool_214_a_registry_that_has_enough_of_deletions_is_waited_fo
 
         async with scripted(behave) as busy:
             around = RegistryServer(busy.host, registry.process)
-            async with retention_site(settings, around, f"disaster{next(_numbers)}/app") as site:
+            async with retention_site(settings, around, "busy/app") as site:
                 await site.settle()
                 for number in range(6):
                     registry.push_image(site.repository, f"v{number}", layers=(b"%d" % number,), created=OLD if number else RECENT)
