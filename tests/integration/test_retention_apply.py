@@ -317,3 +317,34 @@ async def test_a_pin_that_is_made_while_a_plan_is_applied_holds_at_once(site: Re
     assert "1 untagged, 1 binned, 2 skipped" in await site.apply(sha)
     assert (site.has("first"), site.has("a"), site.has("b")) == (None, digest_of(by_digest), digest_of(by_tag))
     assert "pinned: ada" in (await site.ledger.plans.report(sha))[f"{site.name}:b"]
+
+
+async def test_a_tag_that_was_taken_away_just_before_something_went_wrong_is_told_of_and_put_where_a_build_wants_it(
+    site: RetentionSite, monkeypatch
+) -> None:
+    """Nobody had written down yet that it was gone: the next look finds that out."""
+    from ledger.errors import RegistryUnavailable
+    from worker.retention import apply
+    from worker.retention.untagging import take_away
+
+    push(site, "new", "new", RECENT)
+    old, wanted = push(site, "old", "old"), push(site, "wanted", "wanted")
+    sha, failed = await site.plan(), set()
+    built = push(site, None, "built", RECENT)
+
+    async def and_fail(client, image, digest, plan, hold):
+        taken = await take_away(client, image, digest, plan, hold)
+        if image.tag in failed:
+            return taken
+        failed.add(image.tag)
+        if image.tag == "wanted":  # a build has pushed it after the last look: it was its tag that went
+            key = site.ledger.connection.keys.tags(site.name)
+            await site.ledger.connection.command("HSET", key, "wanted", f"5 {digest_of(built)} build")
+        raise RegistryUnavailable("503")
+
+    monkeypatch.setattr(apply, "take_away", and_fail)
+    assert "2 untagged, 2 binned, 0 skipped" in await site.apply(sha)
+    assert failed == {"old", "wanted"}
+    assert site.people_see() == {"new": site.has("new"), "wanted": digest_of(built)}
+    assert sorted(event["data"]["image"] for event in await site.events("untagged")) == [f"{site.name}:old", f"{site.name}:wanted"]
+    assert {entry.digest for entry in await site.ledger.bin.entries(site.name)} == {digest_of(old), digest_of(wanted)}

@@ -131,12 +131,16 @@ class _Applying:
         return None if self._plan.approved_by == AUTOMATIC else self._plan.despite
 
     async def _mend(self, client: RegistryClient) -> None:
-        """A kill may have left tags on tombstones, or a digest without the tag that is to hold it."""
-        for entry in self._binned.values():
-            if entry.state is BinState.LEAVING:
-                for tag in entry.tags:
-                    await bury(client, self._image.with_tag(tag), entry.plan, self._claim.hold)
-                await self._quarantine(client, entry)
+        """A kill may have left tags on tombstones, a digest without the tag that is to hold it, or a tag that is gone and nobody was told."""
+        leaving = [entry for entry in self._binned.values() if entry.state is BinState.LEAVING]
+        told = await self._place.ledger.plans.report(self._plan.sha256) if leaving else {}
+        for entry in leaving:
+            for tag in entry.tags:
+                await bury(client, self._image.with_tag(tag), entry.plan, self._claim.hold)
+            await self._quarantine(client, entry)
+            for image in map(self._image.with_tag, entry.tags):
+                if str(image) not in told and await client.resolve(image) is None:
+                    await self._taken(client, image, entry.digest)
 
     async def _bin(self, client: RegistryClient, digest: str, agreed: Agreement) -> None:
         """A digest that goes loses its tags, once the bin and its quarantine tag hold it."""
@@ -190,7 +194,7 @@ class _Applying:
                 raise RegistryError(f"{tag} does not stand for {entry.digest} after it was put there, so its tags stay")
 
     async def _take(self, client: RegistryClient, tag: str, digest: str) -> None:
-        """Take one tag away, unless it has moved or a build wants it to; and tell of it."""
+        """Take one tag away, unless it has moved or a build wants it to."""
         image, ledger = self._image.with_tag(tag), self._place.ledger
         if not await ledger.tags.retire(image.name, tag, digest):
             await self._report({str(image): "skipped: a build wants it to stand for something else by now"})
@@ -198,6 +202,11 @@ class _Applying:
         if not await take_away(client, image, digest, self._plan.sha256, self._claim.hold):
             await self._report({str(image): "skipped: it has moved"})
             return
+        await self._taken(client, image, digest)
+
+    async def _taken(self, client: RegistryClient, image: ImageReference, digest: str) -> None:
+        """A tag is gone: told and written down in one call."""
+        ledger, tag = self._place.ledger, image.reference
         if await ledger.tags.wanted(image.name, tag):  # a build has pushed it in this moment
             await set_tags(self._place, client, [image])
         event = registry_event(RegistryEvent.UNTAGGED, image.registry, self._plan.sha256, image=image, digest=digest)
