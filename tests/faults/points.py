@@ -4,6 +4,7 @@ An effect happens through one of a few lowest methods (to Redis, to Kubernetes, 
 a step's points are found by running it, and new code is covered without being told of. A point is called by what it does:
 
     ledger.transition   ledger.hgetall      a script by its file's name, a command by its first word
+    ledger.chore_hold                       a write of a chore that only holds its claim, as before each change of a registry
     kubernetes.create   kubernetes.watch    as in `kubernetes_api.KINDS`
     registry.put_manifest   registry.ping   the method and what it is about
     broker.finish                           the task's name
@@ -78,9 +79,10 @@ class Point:
 _READS = frozenset(
     {
         *(f"ledger.{word}" for word in ("get", "hget", "hgetall", "time", "info", "config", "lrange", "scan", "xread", "xrevrange")),
-        *(f"ledger.{word}" for word in ("zrange", "zrangebyscore", "zscan", "zscore")),
+        *(f"ledger.{word}" for word in ("exists", "hmget", "hvals", "smembers", "zrange", "zrangebyscore", "zscan", "zscore")),
         *(f"ledger.{name}" for name in ("page", "waiting", "together", "subscribe")),
         *(f"kubernetes.{kind}" for kind in ("read", "list", "watch", "log", "events", "secret", "review")),
+        "ledger.chore_hold",  # it changes nothing but when the claim ends
         "registry.ping",
     }
 )
@@ -166,7 +168,9 @@ def points(act: Act) -> Iterator[None]:
         yield
 
 
-def _script(name: str, *_: Any) -> str:
+def _script(name: str, *given: Any) -> str:
+    if name == "chore_write" and given[2] != "" and given[8:] == (0, 0):  # a claim that goes on, without fields, events and commands
+        return "ledger.chore_hold"
     return f"ledger.{name}"
 
 

@@ -9,9 +9,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import kombu.transport.redis  # noqa: F401 - what a child would import when it first needs it, the parent imports once
+# What a child would import when it first needs it, the parent imports once.
+import anyio._backends._asyncio  # noqa: F401
+import httpcore  # noqa: F401
+import kombu.transport.redis  # noqa: F401
+import sniffio  # noqa: F401
 
-import worker.cluster.kubernetes  # noqa: F401 - likewise
+import worker.cluster.kubernetes
+import worker.cluster.local  # noqa: F401
 from ledger.errors import FenceLost
 from ledger.leases import Fence
 from ledger.settings import settings

@@ -1,154 +1,129 @@
-"""Each chore of retention killed with -9 on both sides of its effects, or stopped there and resumed when all is over: it ends where it would
-have, and loses nothing.
+"""Each chore of retention killed with -9 at each of its effects, or stopped there and resumed when all is over: it ends where it would have,
+loses nothing, and tells each thing once. On both registries: one that deletes by digest only, and one that takes a tag away alone.
 """
 
 from __future__ import annotations
 
-import itertools
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from itertools import pairwise
 
 import pytest
 
-from ledger.chores import ChoreState
-from ledger.settings import Settings
-from tests.faults.forks import Child, Forks
-from tests.faults.points import Point, Side, points
+from tests.faults.points import Point, Side
 from tests.faults.promises import side_by_side
-from tests.integration.registry_server import OCI_INDEX, RegistryServer, digest_of
-from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
-from worker.chores import go_on
-from worker.kinds import KINDS
+from tests.faults.retention_scene import CHORES, Scenes, Stage
+from tests.integration.registry_kinds import KINDS
 
-CHORES = ("apply", "undo", "purge")
-_EVERY = 9
-_numbers = itertools.count()
+MakeScenes = Callable[[str], AbstractAsyncContextManager[Scenes]]
 
 
-class Scene:
-    """A repository at the moment before a chore, with a ledger of its own: an index and its part, an image and its signature go, one stays."""
-
-    def __init__(self, site: RetentionSite, settings: Settings, pushed: dict[str, bytes], kind: str, chore: str) -> None:
-        self.site, self.settings, self.pushed, self.kind, self.chore = site, settings, pushed, kind, chore
-
-    async def run(self) -> None:
-        await go_on(self.site.place, self.chore, KINDS)
-
-    async def start(self, forks: Forks, injection: tuple[Point, str]) -> Child:
-        """The chore in a process of its own, a worker's."""
-        environment = {
-            "CRABPOT_REDIS_URL": self.settings.redis_url,
-            "CRABPOT_PREFIX": self.settings.prefix,
-            "CRABPOT_STATE": str(self.settings.state),
-            "CRABPOT_CLUSTER": self.settings.cluster,
-        }
-        return await forks.start("chore", environment, {"name": self.chore}, injection)
-
-    async def check(self) -> None:
-        """Everything is as after a chore that nobody disturbed."""
-        site = self.site
-        assert (await site.ledger.chores.read(self.chore)).state is ChoreState.DONE
-        gone = {key for key, raw in self.pushed.items() if site.has(digest_of(raw)) is None}
-        everything = {"new", "old", "index", self.signature}
-        assert gone == ({"old", "index", "part", "signature"} if self.kind == "purge" else set())
-        assert set(site.people_see()) == (everything if self.kind == "undo" else {"new"})
-        assert site.has("new") == digest_of(self.pushed["new"])
-        if self.kind == "apply":
-            assert {entry.digest for entry in await site.ledger.bin.entries(site.name)} == {
-                digest_of(raw) for key, raw in self.pushed.items() if key != "new"
-            }
-            assert (await site.ledger.chores.read(f"purge:{site.registry.host}")).due
-        told = await site.events({"apply": "registry.applied", "undo": "registry.undone", "purge": "artifact.deleted"}[self.kind])
-        assert len(told) == (4 if self.kind == "purge" else 1)
-
-    @property
-    def signature(self) -> str:
-        return digest_of(self.pushed["old"]).replace(":", "-") + ".sig"
-
-
-class MakeScene(Protocol):
-    def __call__(self, kind: str) -> AbstractAsyncContextManager[Scene]: ...
+@pytest.fixture(scope="module", params=["distribution-2.8", "distribution-3"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder, kind = tmp_path_factory.mktemp("registry"), KINDS[request.param]
+    with kind.run(folder) as server:
+        yield Stage(server, folder / "data", kind.untags)
 
 
 @pytest.fixture
-def make_scene(settings: Settings, registry: RegistryServer, tmp_path: Path) -> MakeScene:
-    @asynccontextmanager
-    async def make(kind: str) -> AsyncIterator[Scene]:
-        number = next(_numbers)
-        own = settings.model_copy(update={"prefix": f"kill{number}"})
-        async with retention_site(own, registry, f"kill{number}/app") as site:
-            await site.settle()
-            push: Any = registry.push_image
-            pushed = {
-                "new": push(site.repository, "new", layers=(b"new",), created=RECENT),
-                "old": push(site.repository, "old", layers=(b"old",), created=OLD),
-                "part": push(site.repository, None, layers=(b"part",), created=OLD),
-            }
-            pushed["index"] = registry.push_index(site.repository, "index", {"linux/amd64": pushed["part"]}, media_type=OCI_INDEX)
-            pushed["signature"] = push(site.repository, digest_of(pushed["old"]).replace(":", "-") + ".sig", layers=(b"signature",))
-            sha = await site.plan()
-            await site.approve(sha)
-            chore = f"apply:{sha}"
-            if kind != "apply":
-                await site.run(chore)
-                chore = f"undo:{sha}" if kind == "undo" else f"purge:{registry.host}"
-                if kind == "purge":
-                    await site.window_ends()
-                await site.ledger.chores.start(chore, registry.host)
-            yield Scene(site, own, pushed, kind, chore)
-
-    return make
+def make_scenes(settings, stage: Stage, _quick) -> MakeScenes:
+    """A function that opens scenes before a chore of a kind."""
+    return partial(stage.scenes, settings)
 
 
-async def effects_of(make_scene: MakeScene, kind: str) -> list[Point]:
-    """The effects of a chore that nobody disturbs, on both sides: all on the registry, and some of those on the ledger, as each of these
-    is one call that is repeated.
-    """
-    passed: list[Point] = []
-    async with make_scene(kind) as scene:
-        with points(passed.append):
-            await scene.run()
-        await scene.check()
-    effects = [point for point in passed if point.is_effect]
-    return [point for place, point in enumerate(effects) if point.name.startswith("registry.") or place % _EVERY == len(effects) % _EVERY]
+async def effects_of(scenes: Scenes) -> list[Point]:
+    async with scenes.take() as scene:
+        return await scene.effects()
+
+
+def is_request(point: Point) -> bool:
+    """Whether it changes the registry."""
+    return point.is_effect and point.name.startswith("registry.")
+
+
+def is_a_case(point: Point, stage: Stage) -> bool:
+    """Whether it is worth a kill: the ledger is the same beside each registry, and most of what is written there is `chore_write`."""
+    return is_request(point) or (not stage.untags and (point.name == "ledger.chore_write" or point.number == 1))
 
 
 @pytest.mark.parametrize("kind", CHORES)
-async def test_a_chore_that_is_killed(make_scene, forks, kind):
-    async def kill(point: Point) -> None:
-        async with make_scene(kind) as scene:
-            child = await scene.start(forks, (point, "kill"))
-            assert await child.ended() == -signal.SIGKILL, child.failure
-            await scene.site.claim_is_over(scene.chore)
-            await scene.site.run(scene.chore)
-            await scene.check()
+async def test_a_chore_that_is_killed(make_scenes, stage, forks, kind):
+    """After each effect, which is before the next one; and before the first. What a survey remembers it reads again: once is enough."""
+    async with make_scenes(kind) as scenes:
 
-    await side_by_side(await effects_of(make_scene, kind), kill)
+        async def kill(point: Point) -> None:
+            async with scenes.take() as scene:
+                child = await scene.start(forks, (point, "kill"))
+                assert await child.ended() == -signal.SIGKILL, child.failure
+                await scene.nothing_is_lost()
+                await scene.goes_on()
+                await scene.check(kind)
+
+        effects = [point for point in await effects_of(scenes) if point.is_effect]
+        cases = [effects[0], *(point for point in effects if point.side is Side.AFTER and is_a_case(point, stage))]
+        await side_by_side(cases, kill, at_once=scenes.at_once)
+
+
+async def test_a_killed_worker_is_waited_for_as_long_as_its_claim_lives_and_no_longer(make_scenes, forks):
+    async with make_scenes("apply") as scenes:
+        points = [point for point in await effects_of(scenes) if is_request(point)]
+        async with scenes.take() as scene:
+            child = await scene.start(forks, (points[0], "kill"))
+            assert await child.ended() == -signal.SIGKILL
+            chores = scene.site.ledger.chores
+            assert await chores.claim(scene.chore) == "another worker is at it"
+            assert scene.chore not in await chores.due()
+            await scene.goes_on()
+            await scene.check("apply")
+
+
+@pytest.mark.parametrize(("kind", "change"), [("apply", "put"), ("undo", "put"), ("purge", "delete")])
+async def test_a_chore_that_is_killed_again_and_again(make_scenes, forks, kind, change):
+    """Each worker makes one such change in the registry and is killed: it takes as many as there are, as none is made twice."""
+    async with make_scenes(kind) as scenes:
+        changes = [point for point in await effects_of(scenes) if point.name == f"registry.{change}_manifest" and point.side is Side.AFTER]
+        assert len(changes) >= 3
+        async with scenes.take() as scene:
+            for _ in changes:
+                child = await scene.start(forks, (changes[0], "kill"))
+                assert await child.ended() == -signal.SIGKILL, child.failure
+                await scene.nothing_is_lost()
+                await scene.claims_end()
+            child = await scene.start(forks, (changes[0], "kill"))
+            assert await child.ended() == 0, child.failure
+            await scene.check(kind)
 
 
 @pytest.mark.parametrize("kind", CHORES)
-async def test_a_chore_that_is_stopped_and_resumed_when_all_is_over(make_scene, forks, kind):
-    """Before a request to the registry, which goes out then: no fence of ours holds it back. Another worker has taken the chore on meanwhile. All
-    that a late request can do is to put a tombstone on a tag where the registry has no other way to take one away: the purge takes that away.
+async def test_a_worker_that_is_stopped_and_wakes_up_when_all_is_over(make_scenes, stage, forks, kind):
+    """Stopped where it is about to ask whether the chore is still its own, it changes nothing any more. Stopped between that and its request,
+    that one request goes out: no claim holds it back. All that it can do is to put a tombstone on a tag where the registry has no other
+    way to take one away: the purge takes that away.
     """
+    async with make_scenes(kind) as scenes:
+        effects = [point for point in await effects_of(scenes) if point.side is Side.BEFORE]
+        asks = [before for before, point in pairwise(effects) if is_request(point) and not is_request(before)]
+        assert {point.name for point in asks} == {"ledger.chore_hold"}
 
-    async def stop(point: Point) -> None:
-        async with make_scene(kind) as scene:
-            child = await scene.start(forks, (point, "stop"))
-            assert await child.stopped(), child.failure
-            await scene.site.claim_is_over(scene.chore)
-            await scene.site.run(scene.chore)
-            await scene.check()
-            child.signal(signal.SIGCONT)
-            await child.ended()
-            if kind == "apply":
-                await scene.site.window_ends()
-                await scene.site.purge()
-                scene.kind = "purge"
-            await scene.check()
+        async def stop(point: Point) -> None:
+            async with scenes.take() as scene:
+                child = await scene.start(forks, (point, "stop"))
+                assert await child.stopped(), child.failure
+                await scene.goes_on()
+                await scene.check(kind)
+                tags, passed = scene.site.tags(), len(child.passed)
+                child.signal(signal.SIGCONT)
+                assert await child.ended() == 0, child.failure
+                assert not [late for late in child.passed[passed:] if is_request(late) and late.side is Side.BEFORE]
+                if not is_request(point):
+                    assert scene.site.tags() == tags
+                await scene.nothing_is_lost()
+                if kind == "apply":
+                    await scene.site.window_ends()
+                    await scene.site.purge()
+                await scene.check("purge" if kind == "apply" else kind)
 
-    found = await effects_of(make_scene, kind)
-    await side_by_side([point for point in found if point.side is Side.BEFORE and point.name.startswith("registry.")], stop)
+        requests = [point for point in effects if is_request(point) and point.number <= (1 if stage.untags else 4)]
+        await side_by_side([*requests, *asks[:: max(1, len(asks) // 3)]], stop, at_once=scenes.at_once)
