@@ -24,7 +24,7 @@ class Collected(Frozen):
 
     registry: RegistryHost
     aliases: tuple[RegistryHost, ...] = ()
-    """Other names by which images call it: builds that write to these wait as well."""
+    """Other names by which images call it: builds that write to these wait as well, and what is used by them stays."""
     schedule: Schedule | None = None
     """When; unset: only when somebody asks."""
     drain: Duration = "15m"
@@ -85,8 +85,8 @@ class CollectsItself(Collected):
 
     @model_validator(mode="after")
     def _bare(self) -> Self:
-        if self.aliases or self.schedule:
-            raise ValueError("a registry that collects its own garbage takes neither aliases nor a schedule here")
+        if self.schedule:
+            raise ValueError("a registry that collects its own garbage has its schedule there, and takes none here")
         return self
 
 

@@ -59,7 +59,7 @@ class ImageReference:
     @property
     def mark(self) -> str:
         """How an image that somebody uses or keeps is named: its digest, which tags may leave, else its name and tag."""
-        return self.digest or f"{self.name}:{self.reference}"
+        return self.digest or f"{marked_name(self.name)}:{self.reference}"
 
     def with_tag(self, tag: str) -> ImageReference:
         return ImageReference(self.registry, self.repository, tag)
@@ -69,6 +69,12 @@ class ImageReference:
 
     def __str__(self) -> str:
         return self.name + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def marked_name(name: str) -> str:
+    """A registry, or a repository with its registry, as marks name it. Who pins or runs an image may spell its host otherwise than a policy does."""
+    host, slash, path = name.partition("/")
+    return host.lower().removesuffix(":443").removesuffix(":80") + slash + path
 
 
 def parse_mark(text: str) -> str:

@@ -139,13 +139,17 @@ class Shelf:
 
     async def pin(self, mark: str, why: str, *, image: str | None = None, by: str | None = None) -> Pin:
         """Keep a digest, or `registry/repository:tag`, whatever the rules say. What is pinned already gets this reason."""
-        time = await self._connection.command("TIME")
-        at = int(time[0]) * 1000
+        at = await self._now()
         # The pin itself comes first: a kill between the two costs who and when, and no image.
         await self._connection.commands(
             ("HSET", self._keys.pins, mark, why), ("HSET", self._keys.pinned_by, mark, json.dumps([image, by, at]))
         )
         return Pin(mark=mark, why=why, image=image, by=by, at=moment(at))
+
+    async def repin(self, mark: str, why: str, *, image: str) -> None:
+        """Pin what comes back from the bin; who has pinned it himself is not overwritten."""
+        told = json.dumps([image, None, await self._now()])
+        await self._connection.commands(("HSETNX", self._keys.pins, mark, why), ("HSETNX", self._keys.pinned_by, mark, told))
 
     async def unpin(self, mark: str) -> bool:
         """Whether it was pinned."""
@@ -175,6 +179,10 @@ class Shelf:
         return len(old)
 
     async def _use(self, digests: Collection[str]) -> None:
-        time = await self._connection.command("TIME")
-        now = int(time[0]) * 1000
+        now = await self._now()
         await self._connection.command("ZADD", self._keys.manifests_used, *(word for digest in digests for word in (now, digest)))
+
+    async def _now(self) -> int:
+        """Milliseconds by Redis's clock."""
+        time = await self._connection.command("TIME")
+        return int(time[0]) * 1000

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ledger.collected import AnyCollected
-from ledger.errors import NotFound
+from ledger.errors import InputInvalid, NotFound, Problem
 from ledger.fields import AbsolutePath, Frozen, Name
 from ledger.schedule import Schedule
 
@@ -80,6 +81,12 @@ class Site(Frozen):
             if names.count(name) > 1:
                 raise ValueError(f"collect: the registry {name} is named twice")
         return self
+
+    def require_clusters(self, names: Sequence[str]) -> None:
+        """InputInvalid: the projects file does not name one of these clusters, whose silence somebody takes on himself (`despite`)."""
+        known = f"the projects file names no such cluster; it names {', '.join(sorted(self.clusters)) or 'none'}"
+        if problems := [Problem("despite", repr(name[:63]), known) for name in names if name not in self.clusters]:
+            raise InputInvalid(problems)
 
     def collected(self, registry: str) -> AnyCollected:
         """What is said of a registry's collection. NotFound: nothing."""

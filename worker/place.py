@@ -17,6 +17,7 @@ from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.registries import Registries
 from worker.registry.pace import PATIENT
+from worker.retention.flights import Flights
 from worker.retention.inquiries import Inquiries
 from worker.retries import memory_for
 
@@ -51,6 +52,7 @@ class Place:
         """For chores, which are not repeated for each question that a registry does not answer."""
         self.inquiries = Inquiries()
         """What the clusters run that retention must spare; not only the one that builds."""
+        self.flights = Flights()
         self._copy = _Copy({})
         self.turn = Turn()
 

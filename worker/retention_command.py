@@ -88,6 +88,7 @@ def approve(sha: str, despite: tuple[str, ...], timeout: float, as_json: bool) -
     """Let a plan be applied. What has moved, or is used by now, stays all the same."""
 
     async def work(ledger: Ledger) -> tuple[str, dict[str, str]]:
+        (await ledger.site()).require_clusters(despite)
         found = await ledger.plans.find(sha)
         chore = await ledger.plans.approve(found.sha256, me() or "crabpot retention", await ledger.now(), despite)
         return await ended(ledger, chore, timeout), await ledger.plans.report(found.sha256)

@@ -74,6 +74,7 @@ async def approve(request: Request) -> Response:
     except ValidationError as error:
         raise RequestInvalid(problems_of(error)) from None
     ledger = _ledger(request)
+    (await ledger.site()).require_clusters(given.despite)
     found = await ledger.plans.find(request.path_params["plan"])
     await ledger.plans.approve(found.sha256, given.by, await ledger.now(), given.despite)
     return JSONResponse((await ledger.plans.read(found.sha256)).told(), 202)

@@ -37,6 +37,7 @@ class RetentionSite:
             "version": 1,
             "projects": {
                 "team": {
+                    "policy": {"destinations": ["**"], "sources": ["**"]},
                     "registries": {self.registry.host: {"insecure": True}},
                     "retention": [{"repositories": [self.name], **fields}],
                 }

@@ -55,6 +55,8 @@ async def test_plans_are_listed_approved_once_and_undone(http, ledger):
     assert (await http.get(f"/v1/retention/plans/{sha[:8]}")).json()["delete"] == 2
     answer = await http.post(f"/v1/retention/plans/{sha}/approve", json={"by": "ada", "despite": ["prod"]})
     assert (answer.status_code, answer.json()["state"], answer.json()["approved_by"]) == (202, "approved", "ada")
+    answer = await http.post(f"/v1/retention/plans/{sha}/approve", json={"despite": ["prod", "pord"]})
+    assert (answer.status_code, answer.json()["problems"][0]["path"], answer.json()["problems"][0]["given"]) == (400, "despite", "'pord'")
     assert (await http.post(f"/v1/retention/plans/{'c' * 64}/approve")).status_code == 409
     assert (await http.post(f"/v1/retention/plans/{'d' * 64}/undo")).status_code == 404
     assert (await http.post(f"/v1/retention/plans/{sha}/undo")).status_code == 202

@@ -10,8 +10,11 @@ import pytest
 from ledger.chores import ChoreState
 from ledger.errors import Conflict
 from ledger.plans import PlanState
+from ledger.references import parse_mark
+from producer.submit import submit_build_async
 from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of
 from tests.integration.retention_site import OLD, RECENT, RetentionSite
+from tests.requests import make_request
 
 
 @pytest.fixture(scope="module")
@@ -309,14 +312,71 @@ async def test_a_pin_that_is_made_while_a_plan_is_applied_holds_at_once(site: Re
     bin_one = _Applying._bin
 
     async def and_pin(self, client, digest, agreed):
-        await bin_one(self, client, digest, agreed)
+        assert await bin_one(self, client, digest, agreed)
         await site.ledger.shelf.pin(digest_of(by_digest), "ada")
         await site.ledger.shelf.pin(f"{site.name}:b", "ada")
+        return True
 
     monkeypatch.setattr(_Applying, "_bin", and_pin)
     assert "1 untagged, 1 binned, 2 skipped" in await site.apply(sha)
     assert (site.has("first"), site.has("a"), site.has("b")) == (None, digest_of(by_digest), digest_of(by_tag))
     assert "pinned: ada" in (await site.ledger.plans.report(sha))[f"{site.name}:b"]
+
+
+async def test_a_pin_that_is_made_between_two_tags_of_an_image_holds_the_second(site: RetentionSite, monkeypatch) -> None:
+    from worker.retention.apply import _Applying
+
+    push(site, "new", "new", RECENT)
+    old = push(site, "a", "old")
+    retag(site, "b", old)
+    sha = await site.plan()
+    take_one = _Applying._take
+
+    async def and_pin(self, client, tag, digest):
+        await take_one(self, client, tag, digest)
+        await site.ledger.shelf.pin(f"{site.name}:b", "ada")
+
+    monkeypatch.setattr(_Applying, "_take", and_pin)
+    assert "1 untagged" in await site.apply(sha)
+    assert (site.has("a"), site.has("b")) == (None, digest_of(old))
+    await site.window_ends()
+    await site.purge()
+    assert site.has("b") == digest_of(old)
+    assert site.tags().keys() == {"new", "b"}
+
+
+async def test_a_pin_and_a_build_protect_by_every_name_of_the_registry(site: RetentionSite) -> None:
+    """Nodes pull, builds push and people pin by another name than policies use, or spell it otherwise."""
+    host = site.registry.host
+    await site.settle(collect=[{"registry": host, "aliases": ["Reg.test", "in-cluster.test:5000"], "kind": "own"}])
+    push(site, "new", "new", RECENT)
+    for tag in ("pinned", "built", "neither"):
+        push(site, tag, tag)
+    await site.ledger.shelf.pin(parse_mark(f"rEG.test:443/{site.repository}:pinned"), "ada")
+    build = make_request(project="team", destinations=[f"in-cluster.test:5000/{site.repository}:built"])
+    await submit_build_async(build, ledger=site.ledger)
+    await site.apply(await site.plan())
+    assert site.people_see().keys() == {"new", "pinned", "built"}
+
+
+async def test_undo_leaves_a_pin_as_somebody_made_it(site: RetentionSite) -> None:
+    push(site, "new", "new", RECENT)
+    push(site, "old", "old"), push(site, "other", "other")
+    sha = await site.plan()
+    await site.apply(sha)
+    made = await site.ledger.shelf.pin(f"{site.name}:old", "the audit", image=f"{site.name}:old", by="ada")
+    await site.undo(sha)
+    pins = {pin.mark: pin for pin in await site.ledger.shelf.pinned()}
+    assert pins[made.mark] == made
+    assert (pins[f"{site.name}:other"].image, "undone" in pins[f"{site.name}:other"].why) == (f"{site.name}:other", True)
+
+
+async def test_a_plan_of_a_registry_that_no_policy_names_is_refused(site: RetentionSite) -> None:
+    await site.ledger.chores.start("plan:other.test", "other.test")
+    assert await site.run("plan:other.test") == (
+        f"no policy names a repository of other.test; those of the projects file name {site.registry.host}"
+    )
+    assert await site.ledger.plans.all("other.test") == []
 
 
 async def test_a_tag_that_was_taken_away_just_before_something_went_wrong_is_told_of_and_put_where_a_build_wants_it(

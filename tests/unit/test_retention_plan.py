@@ -112,6 +112,8 @@ def test_an_index_stays_whose_part_runs():
 def test_how_an_image_in_use_is_named():
     assert ImageReference.parse("r.io/a:1").mark == "r.io/a:1"
     assert ImageReference.parse("r.io/a").mark == "r.io/a:latest"
+    assert ImageReference.parse("R.io:443/a:1").mark == ImageReference.parse("r.IO:80/a:1").mark == "r.io/a:1"
+    assert ImageReference.parse("r.io:5443/a:1").mark == "r.io:5443/a:1"
     assert ImageReference.parse(f"r.io/a:1@{digest(1)}").mark == digest(1)
 
 

@@ -193,7 +193,9 @@ def test_the_account_of_deploy_running_may_list_exactly_what_is_asked_for():
 
 
 def test_a_tag_counts_under_all_names_of_its_registry():
-    found = under_all_names({"one.test/a:1": "x", "docker.io/b:1": "y", ONE: "z", "other.test/a:1": "o"}, [("one.test", "two.test:5000")])
+    found = under_all_names(
+        {"one.test/a:1": "x", "docker.io/b:1": "y", ONE: "z", "other.test/a:1": "o"}, [("One.test:443", "two.test:5000")]
+    )
     assert found == {
         "one.test/a:1": "x",
         "two.test:5000/a:1": "x",

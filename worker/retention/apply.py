@@ -6,7 +6,7 @@ manifest's bytes, a digest that loses all of them gets a quarantine tag, and `pu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -87,6 +87,7 @@ class _Applying:
         self._image = ImageReference.parse(decided.name)
         self._keys = place.ledger.connection.keys
         self._binned: dict[str, BinEntry] = {}
+        self._pins: Mapping[str, str] = {}
 
     async def some(self) -> bool:
         """Do what can be done on one look at the repository. Whether that was all. RegistryError.
@@ -98,7 +99,7 @@ class _Applying:
         client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
         self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
         await self._mend(client)
-        pins = await place.ledger.shelf.pins()
+        self._pins = await place.ledger.shelf.pins()
         binned = {digest: one.quarantine for digest, one in self._binned.items() if one.goes}
         made, found = await look(place, self._image.registry, only=self._image.repository, binned=binned)
         agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence(), binned)
@@ -107,13 +108,10 @@ class _Applying:
         for digest in agreed.digests:
             if (before := self._binned.get(digest)) and before.goes and before.state is BinState.BINNED and not agreed.tags[digest]:
                 continue
-            if await self._pinned_more(pins):
-                return False
-            await self._bin(client, digest, agreed)
-            if monotonic() > end:
+            if not await self._bin(client, digest, agreed) or monotonic() > end:
                 return False
         for tag, digest in agreed.untag:
-            if await self._pinned_more(pins):
+            if await self._pinned_more():
                 return False
             await self._untag(client, tag, digest)
             if monotonic() > end:
@@ -123,8 +121,9 @@ class _Applying:
                 await self._write(entry.model_copy(update={"state": BinState.BINNED}))
         return True
 
-    async def _pinned_more(self, before: Collection[str]) -> bool:
-        return not (await self._place.ledger.shelf.pins()).keys() <= set(before)
+    async def _pinned_more(self) -> bool:
+        """Asked before each tag that goes."""
+        return not (await self._place.ledger.shelf.pins()).keys() <= self._pins.keys()
 
     def _silence(self) -> tuple[str, ...] | None:
         """The clusters whose silence does not matter; None: whatever asks for a person's approval keeps everything."""
@@ -142,16 +141,21 @@ class _Applying:
                 if str(image) not in told and await client.resolve(image) is None:
                     await self._taken(client, image, entry.digest)
 
-    async def _bin(self, client: RegistryClient, digest: str, agreed: Agreement) -> None:
-        """A digest that goes loses its tags, once the bin and its quarantine tag hold it."""
+    async def _bin(self, client: RegistryClient, digest: str, agreed: Agreement) -> bool:
+        """A digest that goes loses its tags, once the bin and its quarantine tag hold it. False: somebody has pinned something meanwhile."""
         tags = agreed.tags[digest]
+        if await self._pinned_more():
+            return False
         entry = await self._entry(client, digest, tags, goes=True)
         await self._write(entry)
         await self._quarantine(client, entry)
         for tag in tags:
+            if await self._pinned_more():
+                return False
             await self._take(client, tag, digest)
         name = str(self._image.with_digest(digest))
         await self._write(entry.model_copy(update={"state": BinState.BINNED}), {name: f"binned until {entry.until:%Y-%m-%d %H:%M}"})
+        return True
 
     async def _untag(self, client: RegistryClient, tag: str, digest: str) -> None:
         """A tag goes, and its digest stays."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from ledger.references import marked_name
 from ledger.retention import Retention
 from worker.registry.manifests import KNOWN
 from worker.retention.decisions import Action, Decision, Plan, Reason, RepositoryPlan, Why
@@ -52,11 +53,11 @@ def _judge(
     if unsure := missing_time(tags, named):
         return _all_kept(repository, web, Reason(Why.TROUBLE, f"nobody knows when {unsure.name} was pushed"))
     held = held_outside(web, protected)
-    reasons = reasons_to_stay(policy, tags, named, repository.name, protected, held, now)
+    reasons = reasons_to_stay(policy, tags, named, marked_name(repository.name), protected, held, now)
     untagged = {one.digest: () if one.digest in binned else _untagged(web, one, policy, now) for one in web.untagged()}
     alone = {digest: (*held.get(digest, ()), *why) for digest, why in untagged.items()}
     _hold_back(policy, web, tags, reasons, alone, binned)
-    signing = _signing(repository.name, web, policy, protected, held)
+    signing = _signing(marked_name(repository.name), web, policy, protected, held)
     decisions, gone = _decide(web, policy, tags, named, reasons, alone, signing, untags=untags)
     return RepositoryPlan(
         name=repository.name,

@@ -11,14 +11,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from ledger.build import State
 from ledger.chores import Claim
-from ledger.errors import RegistryError
+from ledger.errors import NotFound, RegistryError
 from ledger.events import RegistryEvent, registry_event
 from ledger.plans import AUTOMATIC
-from ledger.site import ClusterSource
+from ledger.site import ClusterSource, Site
 from worker.chores import Next, done
 from worker.place import Place
+from worker.retention import flights
 from worker.retention.decisions import Action, Plan, RepositoryPlan
 from worker.retention.inquiries import LATELY, Answer, Silence
 from worker.retention.inventory import Inventory, Repository
@@ -32,12 +32,16 @@ from worker.retention.survey import survey
 
 _TAG_AGE = timedelta(minutes=10)
 """A plan that is begun again after a kill asks for no tag twice within this time."""
-_UNFINISHED = tuple(state for state in State if not state.final)
 
 
 async def make_plan(place: Place, claim: Claim) -> Next:
-    """The chore `plan:<registry>`: plan all of it, and let apply begin what the policies let go without a person."""
+    """The chore `plan:<registry>`: plan all of it, and let apply begin what the policies let go without a person. NotFound: no policy is
+    about it; RegistryError.
+    """
     registry = claim.chore.subject
+    named = Policies.of(await place.projects()).registries()
+    if registry not in named:
+        raise NotFound(f"no policy names a repository of {registry}; those of the projects file name {', '.join(named) or 'none'}")
     made, _ = await look(place, registry, tag_age=_TAG_AGE)
     text, sha256 = made.text(), made.sha256
     await place.ledger.plans.store(sha256, text, registry, made.made, totals_of(made))
@@ -95,29 +99,17 @@ async def look(
 
 
 async def protected_now(place: Place, age: timedelta) -> Protected:
-    """What is used outside of the registry at this moment; what clusters run, at most so long ago."""
-    in_flight: dict[str, str] = {}
-    for state in _UNFINISHED:
-        cursor: str | None = None
-        while True:
-            page = await place.ledger.page(state=state, cursor=cursor, limit=500)
-            for build in page.builds:
-                told = f"build {build.id}"
-                pushed = build.pushed_image
-                in_flight.update((image.mark, told) for image in (*build.request.images, *((pushed,) if pushed else ())))
-                if build.digest:
-                    in_flight[build.digest] = told
-            cursor = page.cursor
-            if cursor is None:
-                break
-    answered, silent, running = await _running(place, age)
-    return Protected(running=running, pinned=await place.ledger.shelf.pins(), in_flight=in_flight, answered=answered, silent=silent)
+    """What is used outside of the registry: what is pinned at this moment, what clusters run and builds push at most so long ago."""
+    site, builds = await place.ledger.site(), await place.flights.marks(place.ledger, min(age, flights.LATELY))
+    answered, silent, runs = await _running(place, site, age)
+    names = [one.names for one in site.collect]
+    running, pinned, in_flight = (under_all_names(marks, names) for marks in (runs, await place.ledger.shelf.pins(), builds))
+    return Protected(running=running, pinned=pinned, in_flight=in_flight, answered=answered, silent=silent)
 
 
-async def _running(place: Place, age: timedelta) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
+async def _running(place: Place, site: Site, age: timedelta) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
     """The clusters that say what they run, those that do not and why, and what they run."""
-    site, now = await place.ledger.site(), await place.ledger.now()
-    names = sorted(site.clusters)
+    now, names = await place.ledger.now(), sorted(site.clusters)
     found = await asyncio.gather(*(_answer(place, name, site.clusters[name], now, age) for name in names))
     answered: list[str] = []
     silent: dict[str, str] = {}
@@ -128,7 +120,7 @@ async def _running(place: Place, age: timedelta) -> tuple[tuple[str, ...], dict[
         else:
             answered.append(name)
             running |= {mark: f"{who} of the cluster {name}" for mark, who in answer.items()}
-    return tuple(answered), silent, under_all_names(running, (one.names for one in site.collect))
+    return tuple(answered), silent, running
 
 
 async def _answer(place: Place, name: str, source: ClusterSource, now: datetime, age: timedelta) -> Answer:

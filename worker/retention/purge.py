@@ -164,7 +164,7 @@ class _Purging:
 
     def _named(self, protected: Protected) -> dict[str, str]:
         """The due digests that somebody means by a tag that they had, and who: a deployment that came when the tag was gone, a pin."""
-        marks = {f"{entry.repository}:{tag}": entry.digest for entry in self._due for tag in entry.tags}
+        marks = {self._image.with_tag(tag).mark: entry.digest for entry in self._due for tag in entry.tags}
         return {digest: str(protected.reasons(mark)[0]) for mark, digest in marks.items() if mark in protected.marks}
 
     async def _is_bare(self, client: RegistryClient, entry: BinEntry, present: set[str]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ledger.references import ImageReference
+from ledger.references import ImageReference, marked_name
 from worker.cluster.workloads import Workload
 
 Json = Mapping[str, Any]
@@ -119,7 +119,8 @@ def under_all_names(marks: Mapping[str, str], registries: Iterable[tuple[str, ..
     """The same, and each mark with a tag under the other names of its registry too: nodes may pull by another than policies use. Docker Hub's are
     known; `registries` has those of others. A digest needs no name.
     """
-    others = {name: names for names in (_HUB, *registries) for name in names}
+    known = [tuple(marked_name(name) for name in names) for names in (_HUB, *registries)]
+    others = {name: names for names in known for name in names}
     found = dict(marks)
     for mark, who in marks.items():
         host, _, rest = mark.partition("/")
@@ -180,7 +181,7 @@ def _qualified(text: str) -> str:
     host, slash, path = text.partition("/")
     if not slash or not ("." in host or ":" in host or host == "localhost" or host != host.lower()):
         host, path = "docker.io", text
-    if host == "index.docker.io":
+    if host.lower() in ("docker.io", "index.docker.io"):
         host = "docker.io"
     if host == "docker.io" and "/" not in path.partition("@")[0]:
         path = f"library/{path}"

@@ -70,5 +70,5 @@ async def _tag(place: Place, claim: Claim, client: RegistryClient, image: ImageR
     # It is as old as it was, or it would push newer ones out of `last`; and pinned, or tonight's plan would take it away again.
     if image.reference in entry.pushed:
         await place.ledger.shelf.record_push([image], Pushed(entry.digest, entry.pushed[image.reference], None))
-    await place.ledger.shelf.pin(image.mark, f"put back: the plan {entry.plan[:12]} was undone")
+    await place.ledger.shelf.repin(image.mark, f"put back: the plan {entry.plan[:12]} was undone", image=str(image))
     return "returned"
