@@ -35,15 +35,17 @@ class _Ageless(LocalMemory):
         return dict.fromkeys(digests)
 
 
-async def look(reader: RegistryReader, named: Sequence[ImageReference]) -> Removal:
-    """See what removing images of one repository would mean. ImageInUse: something stands against it; ManifestUnknown, RegistryError."""
+async def look(reader: RegistryReader, named: Sequence[ImageReference], pins: Mapping[str, str]) -> Removal:
+    """See what removing images of one repository would mean. `pins`: by their marks, and why. ImageInUse: something stands against it;
+    ManifestUnknown, RegistryError.
+    """
     place = ImageReference(named[0].registry, named[0].repository)
     also = {place.name: [image.digest for image in named if image.digest]}
     inventory = await survey(reader, place.registry, [place.repository], _Ageless(), datetime.now(UTC), also=also)
-    return judge(place, inventory.repositories[0], named)
+    return judge(place, inventory.repositories[0], named, pins)
 
 
-def judge(place: ImageReference, repository: Repository, named: Sequence[ImageReference]) -> Removal:
+def judge(place: ImageReference, repository: Repository, named: Sequence[ImageReference], pins: Mapping[str, str]) -> Removal:
     """Pure: whether images may go, all of those named at once."""
     if repository.trouble is not None:
         raise RegistryError(f"{place} was not wholly read, so nothing is removed: {repository.trouble}")
@@ -60,8 +62,19 @@ def judge(place: ImageReference, repository: Repository, named: Sequence[ImageRe
             raise ImageInUse(f"{place.with_digest(digest)} is also {', '.join(left)}; name each of its tags, or take one away with `untag`")
         if holders := sorted(set(web.parents.get(digest, ())) - tags.keys()):
             raise ImageInUse(f"{place.with_digest(digest)} is part of the index {holders[0]}; remove that first")
+        for name in names:
+            require_unpinned(place.with_tag(name), pins)
+    for pinned, meant in web.meant(pins):
+        if {meant, *web.holders(meant)} & tags.keys():
+            require_unpinned(place.with_digest(pinned), pins)
     orphans = sorted(tag.name for digest in tags for tag in web.signatures.get(digest, ()) if tag.name not in tags_named)
     return Removal(place, tuple((digest, tuple(tags[digest])) for digest in web.in_order(tags)), tuple(orphans))
+
+
+def require_unpinned(image: ImageReference, pins: Mapping[str, str]) -> None:
+    """ImageInUse: somebody has pinned it."""
+    if image.mark in pins:
+        raise ImageInUse(f"{image} is pinned ({pins[image.mark]}); if that is over: crabpot registry unpin {image}")
 
 
 async def remove(client: Changing, removal: Removal) -> None:

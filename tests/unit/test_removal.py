@@ -12,9 +12,9 @@ from worker.removal import judge
 PLACE = ImageReference.parse(NAME)
 
 
-def judged(inventory, *names):
+def judged(inventory, *names, pins=None):
     named = [PLACE.with_digest(digest(name[1:])) if name.startswith("@") else PLACE.with_tag(name) for name in names]
-    return judge(PLACE, inventory.repositories[0], named)
+    return judge(PLACE, inventory.repositories[0], named, pins or {})
 
 
 SHARED = holding(image("a"), image("b"), tag("1", "a"), tag("latest", "a"), tag("2", "b"))
@@ -53,6 +53,14 @@ def test_what_is_not_there_or_was_not_read():
         with pytest.raises(ManifestUnknown):
             judged(SHARED, name)
     with pytest.raises(ManifestUnknown, match="name a tag"):
-        judge(PLACE, SHARED.repositories[0], [PLACE])
+        judge(PLACE, SHARED.repositories[0], [PLACE], {})
     with pytest.raises(RegistryError, match="503"):
         judged(holding(image("a"), tag("1", "a"), trouble="503"), "1")
+
+
+def test_what_is_pinned_stays():
+    inventory = holding(image("amd"), index("both", "amd"), image("b"), tag("amd", "amd"), tag("both", "both"), tag("b", "b"))
+    for mark, names in ((f"{NAME}:both", ("both",)), (digest("both"), ("both",)), (digest("amd"), ("both",)), (f"{NAME}:b", ("b",))):
+        with pytest.raises(ImageInUse, match=r"is pinned \(the audit\).*unpin"):
+            judged(inventory, *names, pins={mark: "the audit"})
+    assert judged(inventory, "b", pins={f"{NAME}:amd": "the audit", digest("both"): "the audit"}).digests == ((digest("b"), ("b",)),)
