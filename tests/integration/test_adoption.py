@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ledger.adoption import start
 from ledger.chores import ChoreState
-from ledger.errors import ManifestUnknown, RegistryUnavailable
+from ledger.errors import Conflict, ManifestUnknown, RegistryUnavailable
 from tests.integration.registry_server import RegistryServer
 from tests.integration.retention_site import OLD, RECENT, RetentionSite
 from worker.chores import go_on
@@ -34,9 +35,8 @@ def push(site: RetentionSite, tag: str, created: str | None, repository: str | N
 
 
 async def adopt(site: RetentionSite, target: str | None = None) -> str:
-    name = f"adopt:{target or site.name}"
-    await site.ledger.chores.start(name, site.registry.host)
-    return await site.run(name)
+    await start(site.ledger, target or site.name, {})
+    return await site.run(f"adopt:{target or site.name}")
 
 
 async def found(site: RetentionSite, target: str | None = None) -> dict:
@@ -134,6 +134,35 @@ async def test_a_whole_registry_is_adopted_and_one_that_was_stopped_goes_on(site
     assert sorted(asked) == paths
     recalled = await Remembered(site.ledger.shelf).recall(f"{host}/whole0/app")
     assert recalled.tags["1"].origin is Origin.ADOPTED
+
+
+async def test_one_that_was_stopped_and_is_started_again_begins_anew(site: RetentionSite, monkeypatch) -> None:
+    """Times may have been told since of what it had passed."""
+    host, at = site.registry.host, datetime(2025, 1, 1, tzinfo=UTC)
+    first = "0/first"
+    push(site, "1", EPOCH, first)
+    push(site, "1", EPOCH)
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.retention.adoption._TOGETHER", 1)
+        patched.setattr("worker.retention.adoption._BIT", 0.0)
+        await start(site.ledger, host, {})
+        await go_on(site.place, f"adopt:{host}", KINDS)
+        await site.settle(projects={})
+        await go_on(site.place, f"adopt:{host}", KINDS)
+    chore = await site.ledger.chores.read(f"adopt:{host}")
+    assert (chore.state, chore.progress["cursor"], chore.progress["repositories"]) == (ChoreState.STOPPED, first, 1)
+    await site.settle()
+    assert await start(site.ledger, host, {f"{host}/{first}": {"1": at}})
+    assert (await site.run(f"adopt:{host}")).startswith(f"{len(site.registry.catalog())} repositories, ")
+    recalled = await Remembered(site.ledger.shelf).recall(f"{host}/{first}")
+    assert (recalled.tags["1"].origin, recalled.tags["1"].since) == (Origin.TOLD, at)
+
+
+async def test_while_one_is_under_way_no_times_are_told(site: RetentionSite) -> None:
+    assert await start(site.ledger, site.name, {})
+    assert not await start(site.ledger, site.name, {})
+    with pytest.raises(Conflict, match=r"is under way.* tell them again after it"):
+        await start(site.ledger, site.name, {site.name: {"1": datetime(2025, 1, 1, tzinfo=UTC)}})
 
 
 async def test_a_repository_that_cannot_be_read_is_told_and_keeps_what_was_told_of_it(site: RetentionSite, monkeypatch) -> None:

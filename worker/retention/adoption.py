@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import monotonic
 
+from ledger.ages import credible
 from ledger.chores import Claim
 from ledger.errors import ManifestUnknown, NotFound, RegistryDenied, RegistryUnsupported
 from ledger.fields import Frozen
@@ -19,7 +20,7 @@ from ledger.projects import ProjectSettings
 from worker.chores import Next, done, later
 from worker.place import Place
 from worker.registry.reader import RegistryReader
-from worker.retention.inventory import Origin, Repository, Tag, credible
+from worker.retention.inventory import Origin, Repository, Tag
 from worker.retention.memory import Recalled
 from worker.retention.policy import Policies
 from worker.retention.remembered import Remembered
