@@ -13,8 +13,8 @@ import pytest
 from ledger.adoption import start
 from ledger.chores import ChoreState
 from ledger.errors import Conflict, ManifestUnknown, RegistryUnavailable
-from tests.integration.registry_server import RegistryServer
-from tests.integration.retention_site import OLD, RECENT, RetentionSite
+from tests.integration.registry_server import RegistryServer, Reply, Request, scripted
+from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.chores import go_on
 from worker.kinds import KINDS
 from worker.registry.reader import RegistryReader
@@ -177,6 +177,32 @@ async def test_a_repository_that_cannot_be_read_is_told_and_keeps_what_was_told_
         assert f"1 repositories could not be read, as {site.name}: 500 for this one" in await adopt(site)
     assert (await found(site))["unread"] == 1
     assert "1 told" in await adopt(site)
+
+
+@pytest.mark.parametrize("refusal", [401, 403, 404])
+async def test_a_registry_that_refuses_to_be_pinged_is_not_away(settings, refusal: int) -> None:
+    """Whoever guards it lets some paths through and others not; what can be read is learned."""
+    pings = 0
+
+    def behave(asked: Request) -> Reply:
+        nonlocal pings
+        if asked.path == "/v2/":
+            pings += 1  # the first is how a reader learns which authorization is wanted
+            return Reply() if pings == 1 else Reply(refusal)
+        if asked.path == "/v2/_catalog":
+            return Reply(body=json.dumps({"repositories": ["closed/app", "open/app"]}).encode())
+        return Reply(403) if "closed" in asked.path else Reply(body=json.dumps({"name": "open/app", "tags": []}).encode())
+
+    async with (
+        scripted(behave) as server,
+        retention_site(settings, RegistryServer(server.host, None), "open/app") as site,  # type: ignore[arg-type]
+    ):
+        await site.settle()
+        said = await adopt(site, server.host)
+        assert f"1 repositories could not be read, as {server.host}/closed/app: " in said
+        chore = await site.ledger.chores.read(f"adopt:{server.host}")
+        assert (chore.state, chore.progress["repositories"], chore.progress["unread"]) == (ChoreState.DONE, 1, 1)
+        assert pings == 2
 
 
 async def test_a_long_one_gives_way_and_says_how_far_it_is_and_one_that_is_not_there_is_told(site: RetentionSite, monkeypatch) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import monotonic
 
 from ledger.ages import credible
 from ledger.chores import Claim
-from ledger.errors import ManifestUnknown, NotFound, RegistryDenied, RegistryUnsupported
+from ledger.errors import ManifestUnknown, NotFound, RegistryConfused, RegistryDenied, RegistryUnsupported
 from ledger.fields import Frozen
 from ledger.projects import ProjectSettings
 from worker.chores import Next, done, later
@@ -91,7 +92,10 @@ async def _adopted(place: Place, readers: _Readers, paths: Sequence[str], state:
     for reader, own in readers.of_each(paths):
         found = await survey(reader, readers.registry, own, memory, now)
         if any(repository.trouble is not None for repository in found.repositories):
-            await reader.ping(readers.registry)  # where it is away altogether, the chore comes again
+            with suppress(
+                RegistryDenied, RegistryConfused
+            ):  # it is there, and lets nobody see its door; some repositories answer all the same
+                await reader.ping(readers.registry)  # where it is away altogether, the chore comes again
         for repository in found.repositories:
             if repository.trouble is not None:
                 trouble = state.trouble or f"{repository.name}: {repository.trouble}"
