@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from ledger.ages import credible
-from ledger.errors import Conflict, InputInvalid, Problem
+from ledger.chores import ChoreState
+from ledger.errors import Conflict, InputInvalid, NotFound, Problem
 from ledger.references import ImageReference, parse_registry
 from ledger.store import Ledger
 
@@ -45,11 +46,22 @@ async def start(ledger: Ledger, target: str, times: Times) -> bool:
     """Begin an adoption, and lay down for it what is known of times. False: one is under way, and goes on as it is. Conflict: so it is, and there are
     times, of whose repositories it may have passed some.
     """
-    await ledger.shelf.tell(times)
-    new = await ledger.chores.start(chore_of(target), target.partition("/")[0], _ANEW)
-    if times and not new:
-        raise Conflict(f"an adoption of {target} is under way, which may have passed what the times are about; tell them again after it")
+    name = chore_of(target)
+    passed = Conflict(f"an adoption of {target} is under way, which may have passed what the times are about; tell them again after it")
+    if times and await _under_way(ledger, name):
+        raise passed
+    await ledger.shelf.tell(times)  # before it begins: a worker comes at once
+    new = await ledger.chores.start(name, target.partition("/")[0], _ANEW)
+    if times and not new:  # somebody else began it since
+        raise passed
     return new
+
+
+async def _under_way(ledger: Ledger, chore: str) -> bool:
+    try:
+        return (await ledger.chores.read(chore)).state is ChoreState.WAITING
+    except NotFound:
+        return False
 
 
 def read_json(raw: bytes, what: str) -> Any:
@@ -58,6 +70,7 @@ def read_json(raw: bytes, what: str) -> Any:
 
     def fields(given: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(name for name, _ in given)
+        "".join(counts).encode()  # half a character (a lone surrogate) could not even be repeated to whoever sent it
         problems.extend(Problem(name, "named twice", "say it once") for name, count in counts.items() if count > 1)
         return dict(given)
 

@@ -13,6 +13,7 @@ import pytest
 from ledger.adoption import start
 from ledger.chores import ChoreState
 from ledger.errors import Conflict, ManifestUnknown, RegistryUnavailable
+from ledger.events import RegistryEvent
 from tests.integration.registry_server import RegistryServer, Reply, Request, scripted
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.chores import go_on
@@ -158,11 +159,31 @@ async def test_one_that_was_stopped_and_is_started_again_begins_anew(site: Reten
     assert (recalled.tags["1"].origin, recalled.tags["1"].since) == (Origin.TOLD, at)
 
 
+async def test_its_end_is_told_once_and_each_has_an_event_of_its_own(site: RetentionSite, monkeypatch) -> None:
+    push(site, "1", EPOCH)
+    push(site, "2", OLD)
+
+    def denied(self, registry, repository):
+        raise RegistryUnavailable("500 for this one")
+
+    await adopt(site)
+    with monkeypatch.context() as patched:
+        patched.setattr(RegistryReader, "tags", denied)
+        await adopt(site)
+    first, second = await site.events(RegistryEvent.ADOPTED)
+    assert (first["source"], first["subject"]) == (f"/crabpot/registries/{site.registry.host}", site.name)
+    counts = {"empty": 0, "ageless": 0, "untagged": 0, "strays": 0, "listed": True}
+    assert first["data"] == {"adopted": site.name, "repositories": 1, "unread": 0, "tags": {"adopted": 1, "image": 1}, **counts}
+    assert second["data"] == {"adopted": site.name, "repositories": 0, "unread": 1, "tags": {}, **counts}
+    assert first["id"] != second["id"]
+
+
 async def test_while_one_is_under_way_no_times_are_told(site: RetentionSite) -> None:
     assert await start(site.ledger, site.name, {})
     assert not await start(site.ledger, site.name, {})
     with pytest.raises(Conflict, match=r"is under way.* tell them again after it"):
         await start(site.ledger, site.name, {site.name: {"1": datetime(2025, 1, 1, tzinfo=UTC)}})
+    assert await site.ledger.shelf.told(site.name) == {}
 
 
 async def test_a_repository_that_cannot_be_read_is_told_and_keeps_what_was_told_of_it(site: RetentionSite, monkeypatch) -> None:

@@ -14,8 +14,10 @@ from datetime import datetime, timedelta
 from time import monotonic
 
 from ledger.ages import credible
+from ledger.build import milliseconds
 from ledger.chores import Claim
 from ledger.errors import ManifestUnknown, NotFound, RegistryConfused, RegistryDenied, RegistryUnsupported
+from ledger.events import adoption_event
 from ledger.fields import Frozen
 from ledger.projects import ProjectSettings
 from worker.chores import Next, done, later
@@ -33,6 +35,8 @@ _BIT = 45.0
 """Seconds after which other chores of the registry may go on, and the list of repositories is read anew."""
 _LEARNED = (Origin.PUSH, Origin.SEEN)
 """By crabpot itself: nobody knows better."""
+_TOLD = {"repositories", "empty", "tags", "ageless", "untagged", "strays", "unread", "listed"}
+"""What its event says of it: counts."""
 _WORDS = {
     Origin.PUSH: "pushed by crabpot",
     Origin.SEEN: "seen to be set",
@@ -82,7 +86,9 @@ async def adopt(place: Place, claim: Claim) -> Next:
         if monotonic() > end and start + _TOGETHER < len(ahead):
             said = f"{state.repositories + state.unread} of {state.of} repositories"
             return later(timedelta(0), said, gives_way=True)  # what else the registry has to do need not wait for hours
-    return done(said_of(state))
+    # A chore that is done is made anew when it is asked for again: its name and when it was made are those of this one run.
+    run = f"{claim.chore.name}.{milliseconds(claim.chore.created)}"
+    return done(said_of(state), events=[adoption_event(claim.chore.subject, run, state.model_dump(mode="json", include=_TOLD))])
 
 
 async def _adopted(place: Place, readers: _Readers, paths: Sequence[str], state: Adoption) -> tuple[Adoption, list[str]]:
