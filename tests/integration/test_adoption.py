@@ -133,6 +133,7 @@ async def test_a_whole_registry_is_adopted_and_one_that_was_stopped_goes_on(site
     said = await site.run(f"adopt:{host}")
     assert said.startswith(f"{len(paths)} repositories, ")
     assert sorted(asked) == paths
+    assert len(await site.events(RegistryEvent.ADOPTED)) == 1
     recalled = await Remembered(site.ledger.shelf).recall(f"{host}/whole0/app")
     assert recalled.tags["1"].origin is Origin.ADOPTED
 
