@@ -67,13 +67,14 @@ class CollectionEvent(StrEnum):
 
 
 class RegistryEvent(StrEnum):
-    """What retention does in a registry; subject is the registry, or the image."""
+    """What retention does in a registry; subject is the registry, the image, or the repository that is adopted."""
 
     PLANNED = "dev.crabpot.registry.planned.0.1.0"
     UNTAGGED = "dev.crabpot.registry.untagged.0.1.0"
     DELETED = "dev.cdevents.artifact.deleted.0.2.0"
     APPLIED = "dev.crabpot.registry.applied.0.1.0"
     UNDONE = "dev.crabpot.registry.undone.0.1.0"
+    ADOPTED = "dev.crabpot.registry.adopted.0.1.0"
 
 
 _SHORT = {kind: kind.split(".")[-4] for kind in EventType}
@@ -178,6 +179,12 @@ def registry_event(kind: RegistryEvent, registry: str, plan: str, *, image: Imag
     if kind is RegistryEvent.DELETED:  # a CDEvent: it has a form of its own
         return _cd_event(kind, identity, source, subject, {}, body)
     return _cloud_event(kind, identity, source, subject, body, datetime.now(UTC))
+
+
+def adoption_event(target: str, run: str, told: Mapping[str, Any]) -> str:
+    """The CloudEvent's JSON for an adoption of a registry or a repository that has come to its end; its id is the run's. Told: what was found."""
+    source = f"/crabpot/registries/{target.partition('/')[0]}"
+    return _cloud_event(RegistryEvent.ADOPTED, f"{run}.adopted", source, target, {"adopted": target, **told}, datetime.now(UTC))
 
 
 def _say_queue(kind: QueueEvent, scope: str, told: Mapping[str, Any]) -> str:

@@ -107,6 +107,13 @@ def _registry_event() -> dict[str, Any]:
     }
     source = {"type": "string", "pattern": "^/crabpot/registries/."}
     kinds = [_cloud_event({"const": str(kind)}, source, _object({"plan": _TEXT, **data})) for kind, data in told.items()]
+    adopted = {
+        **dict.fromkeys(("repositories", "empty", "ageless", "untagged", "strays", "unread"), _COUNT),
+        "adopted": _TEXT,
+        "tags": {"type": "object", "additionalProperties": _COUNT},
+        "listed": {"type": "boolean"},
+    }
+    kinds.append(_cloud_event({"const": str(RegistryEvent.ADOPTED)}, source, _object(adopted)))
     deleted = _object({"plan": _TEXT, "image": _TEXT, "tags": _TEXTS})
     kinds.append(_cd_event([str(RegistryEvent.DELETED)], deleted))
     return _titled({"oneOf": kinds}, "An event of retention in a registry")

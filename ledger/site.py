@@ -13,7 +13,8 @@ from ledger.errors import InputInvalid, NotFound, Problem
 from ledger.fields import AbsolutePath, Frozen, Name
 from ledger.schedule import Schedule
 
-_REVISIONS = 10
+_REVISIONS = 11
+"""The present one, and the ten old ones besides that Kubernetes keeps of a deployment unless its `revisionHistoryLimit` says otherwise."""
 
 
 class SecretSource(Frozen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,25 +10,10 @@ from typing import Any
 
 import click
 
+from ledger.adoption import chore_of, parse_target, read_json, read_times, start
 from ledger.console import JSON, say_json
-from ledger.errors import Conflict, InputInvalid, Problem
-from ledger.references import ImageReference, parse_registry
 from ledger.store import Ledger
 from worker.command_line import WAIT, Parsed, ended, on_ledger
-from worker.retention.inventory import credible
-
-_NAMED = 20
-"""Wrong entries of a file that are told at once."""
-
-
-def parse_target(text: str) -> str:
-    """A registry, or a repository with its registry. ValueError."""
-    if "/" not in text:
-        return parse_registry(text)
-    image = ImageReference.parse(text)
-    if image.tag or image.digest:
-        raise ValueError(f"name a registry or a repository, as {image.name}: a repository is adopted with all its tags")
-    return image.name
 
 
 @click.command()
@@ -47,65 +31,14 @@ def adopt(target: str, times: Path | None, timeout: float, as_json: bool) -> Non
     What has no credible time counts as pushed now, so that retention can act on it one day; until then it keeps its whole repository.
     Nothing is changed in the registry, and no time that is known. To adopt again is safe.
     """
-    told = read_times(times.read_bytes(), target, datetime.now(UTC)) if times else {}
-    chore, registry = f"adopt:{target}", target.partition("/")[0]
+    told = read_times(read_json(times.read_bytes(), "the file of times"), target, datetime.now(UTC)) if times else {}
+    chore = chore_of(target)
 
     async def work(ledger: Ledger) -> tuple[str, Mapping[str, Any]]:
-        await ledger.shelf.tell(told)
-        if not await ledger.chores.start(chore, registry) and told:
-            raise Conflict(f"an adoption of {target} is under way, which may have passed what the file is about; run this again after it")
+        await start(ledger, target, told)
         return await ended(ledger, chore, timeout), (await ledger.chores.read(chore)).progress
 
     said, found = on_ledger(work)
     say_json({"said": said, **found}) if as_json else click.echo(said)
     if found.get("unread"):
         sys.exit(1)
-
-
-def read_times(raw: bytes, target: str, now: datetime) -> dict[str, dict[str, datetime]]:
-    """A file of times, by repository and tag. InputInvalid names each entry that is wrong."""
-    problems: list[Problem] = []
-
-    def entries(given: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in given]
-        problems.extend(Problem(name, "two times", "say one") for name in sorted({name for name in names if names.count(name) > 1}))
-        return dict(given)
-
-    try:
-        said = json.loads(raw, object_pairs_hook=entries)
-    except ValueError as error:
-        raise InputInvalid(f"the file of times is no JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise InputInvalid('the file of times must be one object, as {"registry.example.com/team/app:1": "2025-01-01T00:00:00Z"}')
-    found: dict[str, dict[str, datetime]] = {}
-    for name, at in said.items():
-        try:
-            image, time = _tag_of(name, target), _time_of(at, now)
-        except ValueError as error:
-            problems.append(Problem(name, repr(at)[:60], str(error)))
-        else:
-            found.setdefault(image.name, {})[image.tag or ""] = time
-    if problems:
-        raise InputInvalid(problems[:_NAMED])
-    return found
-
-
-def _tag_of(name: str, target: str) -> ImageReference:
-    image = ImageReference.parse(name)
-    if image.tag is None or image.digest:
-        raise ValueError("an entry names a tag, as registry.example.com/team/app:1")
-    if target not in (image.registry, image.name):
-        raise ValueError(f"it is not of {target}, which is adopted")
-    return image
-
-
-def _time_of(at: Any, now: datetime) -> datetime:
-    try:
-        time = datetime.fromisoformat(at) if isinstance(at, str) else None
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise ValueError("a time is a date with hours and a time zone, as 2025-01-01T00:00:00Z")
-    if credible(time, now) is None:
-        raise ValueError("no image was pushed then: it is before March 2013, or yet to come")
-    return time

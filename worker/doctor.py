@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import click
+import structlog
 
 from ledger.audit import Audit
 from ledger.errors import CrabpotError, InputInvalid
 from ledger.fitness import Finding, examine
+from ledger.logging import set_up
 from ledger.projects import Projects, ProjectSettings, read_projects
+from ledger.redaction import clean
 from ledger.settings import Settings
-from ledger.site import Site
+from ledger.site import ClusterSource, Site
 from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.cluster.workloads import Workload
 from worker.collect.rights import check_collections
 from worker.place import namespaces_of, open_cluster
 from worker.registries import Registries
-from worker.retention.inquiries import Inquiries
+from worker.retention.inquiries import NOW, Inquiries, Silence
 
+log = structlog.get_logger()
 _SKEW = 2.0
 """Seconds that this machine's clock may be off Redis's."""
+_NOTHING_GOES = "nothing is deleted automatically"
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
@@ -62,19 +67,47 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         registries = Registries(cluster, settings)
         site = projects.site if projects else await ledger.site()
         try:
-            async for finding in _cluster(settings, cluster, namespaces):
-                yield finding
-            async for finding in _running(ledger, site):
-                yield finding
-            async for finding in _registries(registries, known):
-                yield finding
-            async for finding in check_collections(settings, site.collect):
-                yield finding
+            for name, look in _looks(settings, ledger, cluster, namespaces, registries, known, site):
+                async for finding in _looked(name, look):
+                    yield finding
         finally:
             await registries.close()
             await cluster.close()
     finally:
         await ledger.close()
+
+
+def _looks(
+    settings: Settings,
+    ledger: Ledger,
+    cluster: Cluster,
+    namespaces: list[str],
+    registries: Registries,
+    projects: dict[str, ProjectSettings],
+    site: Site,
+) -> Iterator[tuple[str, AsyncIterator[Finding]]]:
+    """What is looked at once the ledger is there, each by the name under which it is told that the look itself is broken."""
+    yield f"cluster ({settings.cluster})", _cluster(settings, cluster, namespaces)
+    for name, source in site.clusters.items():
+        yield f"cluster {name}", _running(ledger, name, source)
+    for name, project in projects.items():
+        for image in dict.fromkeys(rule.image for rule in project.rules):
+            yield f"registry {image}", _registry(registries, name, project, image)
+    for one in site.collect:
+        yield f"rights to collect {one.registry}", check_collections(settings, [one])
+
+
+async def _looked(name: str, look: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
+    """What a look finds. One that is broken is a finding as well, and the others go on: who runs this is in trouble already."""
+    try:
+        async for finding in look:
+            yield finding
+    except CrabpotError as error:
+        yield Finding(name, False, str(error), "mend what is told, and run this again")
+    except Exception as error:
+        log.error("look_broken", look=name, exc_info=error)
+        told = clean(f"crabpot has a fault here: {type(error).__name__}: {error}")
+        yield Finding(name, False, told, "report it, with what stands in standard error (event look_broken)")
 
 
 def _projects_file(settings: Settings) -> tuple[Projects | None, Finding]:
@@ -144,49 +177,48 @@ async def _rights(check_rights: Callable[..., Awaitable[list[str]]], namespace: 
     return Finding(f"rights in {namespace}", bool(enough), found, "bind the Roles of deploy/helm/crabpot to this account")
 
 
-async def _running(ledger: Ledger, site: Site) -> AsyncIterator[Finding]:
-    """Does each cluster that may use images say which?"""
-    now = await ledger.now()
-    for name, source in site.clusters.items():
-        title = f"cluster {name}"
-        if source.reports:
-            well = await ledger.usage.report(name, now) is not None
-            found = "has reported within the hour" if well else "has not reported for an hour, so nothing is deleted automatically"
-            yield Finding(
-                title, well, found, f"let it send what it runs to PUT /v1/clusters/{name}/images, with the token of clusters.{name}.token"
-            )
-            continue
-        try:
-            lacking = await Inquiries().lacking(name, source)
-        except CrabpotError as error:
-            yield Finding(
-                title, False, f"{error}; nothing is deleted automatically", f"mend clusters.{name} in the projects file, or what it names"
-            )
-            continue
-        kinds = ", ".join(lacking or Workload)
-        found = (
-            f"its account may not list {kinds}; nothing is deleted automatically" if lacking else f"answers, and may be asked for {kinds}"
-        )
+async def _running(ledger: Ledger, name: str, source: ClusterSource) -> AsyncIterator[Finding]:
+    """Does a cluster that may use images say which? It is asked the very question that a plan asks."""
+    title, mend = f"cluster {name}", f"mend clusters.{name} in the projects file, or what it names"
+    if source.reports:
+        well = await ledger.usage.report(name, await ledger.now()) is not None
+        found = "has reported within the hour" if well else f"has not reported for an hour, so {_NOTHING_GOES}"
         yield Finding(
-            title, not lacking, found, "bind the ClusterRole of deploy/running to the account (in_cluster: running.enabled of the chart)"
+            title, well, found, f"let it send what it runs to PUT /v1/clusters/{name}/images, with the token of clusters.{name}.token"
         )
+        return
+    inquiries = Inquiries()
+    try:
+        lacking = await inquiries.lacking(name, source)
+    except CrabpotError as error:
+        yield Finding(title, False, f"{error}; {_NOTHING_GOES}", mend)
+        return
+    if lacking:
+        found = f"its account may not list {', '.join(lacking)}; {_NOTHING_GOES}"
+        yield Finding(
+            title, False, found, "bind the ClusterRole of deploy/running to the account (in_cluster: running.enabled of the chart)"
+        )
+        return
+    answer = await inquiries.ask(name, source, NOW)
+    if isinstance(answer, Silence):
+        yield Finding(title, False, f"{answer.why}; {_NOTHING_GOES}", f"mend what is told, or clusters.{name} in the projects file")
+    else:
+        yield Finding(title, True, f"answers, and may be asked for {', '.join(Workload)}; it names {len(answer)} images")
 
 
-async def _registries(registries: Registries, projects: dict[str, ProjectSettings]) -> AsyncIterator[Finding]:
-    """For every image of every project: does its registry answer, and may a worker read and tag there?"""
-    for name, project in projects.items():
-        for image in dict.fromkeys(rule.image for rule in project.rules):
-            host, _, repository = image.partition("/")
-            try:
-                client = registries.client(name, project, host)
-                await client.ping(host)
-                async for _ in client.tags(host, repository):
-                    break
-                await client.can_push(host, repository)
-                yield Finding(f"registry {image}", True, "answers; read and tag allowed")
-            except CrabpotError as error:
-                mend = f"projects.{name}.registries.{host}: give docker_config or secret (and insecure: true for plain HTTP)"
-                yield Finding(f"registry {image}", False, str(error), mend)
+async def _registry(registries: Registries, name: str, project: ProjectSettings, image: str) -> AsyncIterator[Finding]:
+    """Does the registry of a project's image answer, and may a worker read and tag there?"""
+    host, _, repository = image.partition("/")
+    try:
+        client = registries.client(name, project, host)
+        await client.ping(host)
+        async for _ in client.tags(host, repository):
+            break
+        await client.can_push(host, repository)
+        yield Finding(f"registry {image}", True, "answers; read and tag allowed")
+    except CrabpotError as error:
+        mend = f"projects.{name}.registries.{host}: give docker_config or secret (and insecure: true for plain HTTP)"
+        yield Finding(f"registry {image}", False, str(error), mend)
 
 
 async def diagnose_ledger(settings: Settings, *, mend: bool) -> AsyncIterator[Finding]:
@@ -216,6 +248,7 @@ def command(ledger: bool, mend: bool, as_json: bool) -> None:
     show = _as_json if as_json else _as_text
     try:
         settings = Settings.load()
+        set_up(settings.model_copy(update={"log_level": "error"}))  # findings are told once, on standard output
         findings = diagnose_ledger(settings, mend=mend) if ledger else diagnose(settings)
         faults = asyncio.run(_run(findings, show))
     except CrabpotError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from ledger.adoption import KIND as ADOPT
 from ledger.promotions import KIND as PROMOTE
 from worker.chores import Bit
 from worker.collect.chore import COLLECTIONS
@@ -16,7 +17,7 @@ from worker.retention.purge import purge
 from worker.retention.undo import undo
 
 KINDS: Final[Mapping[str, Bit]] = {
-    "adopt": adopt,
+    ADOPT: adopt,
     "plan": make_plan,
     "apply": apply,
     "purge": purge,

@@ -30,7 +30,7 @@ from ledger.errors import (
 )
 from ledger.settings import Settings
 from ledger.store import Ledger
-from producer.api import builds, chores, collections, health, hooks, limits, pins, promotions, retention
+from producer.api import adoptions, builds, chores, collections, health, hooks, limits, pins, promotions, retention
 
 log = structlog.get_logger()
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "crabpot"})
@@ -65,6 +65,7 @@ def create_app(ledger: Ledger, settings: Settings, *, anyone: bool = False) -> S
             Route("/v1/retention/plans/{plan}", retention.show, methods=["GET"]),
             Route("/v1/retention/plans/{plan}/approve", retention.approve, methods=["POST"]),
             Route("/v1/retention/plans/{plan}/undo", retention.undo, methods=["POST"]),
+            Route("/v1/retention/adoptions", adoptions.create, methods=["POST"]),
             Route("/v1/registry/pins", pins.page, methods=["GET"]),
             Route("/v1/registry/pins/{image:path}", pins.pin, methods=["PUT"]),
             Route("/v1/registry/pins/{image:path}", pins.unpin, methods=["DELETE"]),

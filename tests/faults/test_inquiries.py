@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +64,7 @@ async def test_every_kind_is_asked_for_in_all_namespaces_page_by_page(cluster, i
 
 async def test_the_settings_say_how_many_revisions_count(cluster, inquiries):
     cluster.add(Workload.REPLICA_SET, *(replica_set(number, f"{HOST}/web:{number}") for number in range(1, 15)))
-    assert len(await ask(inquiries, cluster)) == 10
+    assert len(await ask(inquiries, cluster)) == 11  # the present one, and the ten old ones that Kubernetes keeps
     assert (await ask(inquiries, cluster, revisions=1)).keys() == {f"{HOST}/web:14"}
 
 
@@ -177,6 +179,36 @@ async def test_a_bad_kubeconfig_is_named(cluster, inquiries, text, said):
     found = await why(inquiries, cluster)
     assert str(cluster.kubeconfig) in found
     assert said in found
+
+
+@contextmanager
+def no_way_into(folder: Path) -> Iterator[None]:
+    """Nobody may enter a folder. For root there is no such folder, so its rights are laid down meanwhile."""
+    mode, user = folder.stat().st_mode, os.geteuid()
+    folder.chmod(0)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(mode)
+
+
+async def test_a_kubeconfig_in_a_folder_that_may_not_be_entered_is_named(cluster, inquiries):
+    with no_way_into(cluster.kubeconfig.parent):
+        found = await why(inquiries, cluster)
+        assert f"no credentials for a cluster in {cluster.kubeconfig}: " in found
+        assert "Permission denied" in found
+        with pytest.raises(ClusterDenied, match="Permission denied"):
+            await inquiries.lacking("prod", cluster.source())
+
+
+async def test_a_kubeconfig_that_no_file_can_be_named_by_is_named(inquiries):
+    found = await inquiries.ask("prod", ClusterSource(kubeconfig=f"/{'a' * 300}"), NOW)
+    assert isinstance(found, Silence)
+    assert "no credentials for a cluster in /aaa" in found.why
+    assert "File name too long" in found.why
 
 
 async def test_a_bad_certificate_is_named(cluster, inquiries):

@@ -20,6 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from ledger.adoption import start
 from ledger.bin import BinEntry
 from ledger.chores import ChoreState
 from ledger.references import ImageReference
@@ -200,7 +201,7 @@ class RetentionMachine(RuleBasedStateMachine):
     def adopt(self, at: int | None) -> None:
         """What nobody knows the age of counts from now on."""
         chore = f"adopt:{self.site.name}"
-        self.run(self.site.ledger.chores.start(chore, self.registry.host))
+        self.run(start(self.site.ledger, self.site.name, {}))
         self.go(chore, at, "killed")
         if not self.run(self.site.ledger.chores.read(chore)).progress["unread"]:
             self.looked = True

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ledger.adoption import start
 from ledger.chores import ChoreState
-from ledger.errors import ManifestUnknown, RegistryUnavailable
-from tests.integration.registry_server import RegistryServer
-from tests.integration.retention_site import OLD, RECENT, RetentionSite
+from ledger.errors import Conflict, ManifestUnknown, RegistryUnavailable
+from ledger.events import RegistryEvent
+from tests.integration.registry_server import RegistryServer, Reply, Request, scripted
+from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.chores import go_on
 from worker.kinds import KINDS
 from worker.registry.reader import RegistryReader
@@ -34,9 +36,8 @@ def push(site: RetentionSite, tag: str, created: str | None, repository: str | N
 
 
 async def adopt(site: RetentionSite, target: str | None = None) -> str:
-    name = f"adopt:{target or site.name}"
-    await site.ledger.chores.start(name, site.registry.host)
-    return await site.run(name)
+    await start(site.ledger, target or site.name, {})
+    return await site.run(f"adopt:{target or site.name}")
 
 
 async def found(site: RetentionSite, target: str | None = None) -> dict:
@@ -132,8 +133,58 @@ async def test_a_whole_registry_is_adopted_and_one_that_was_stopped_goes_on(site
     said = await site.run(f"adopt:{host}")
     assert said.startswith(f"{len(paths)} repositories, ")
     assert sorted(asked) == paths
+    assert len(await site.events(RegistryEvent.ADOPTED)) == 1
     recalled = await Remembered(site.ledger.shelf).recall(f"{host}/whole0/app")
     assert recalled.tags["1"].origin is Origin.ADOPTED
+
+
+async def test_one_that_was_stopped_and_is_started_again_begins_anew(site: RetentionSite, monkeypatch) -> None:
+    """Times may have been told since of what it had passed."""
+    host, at = site.registry.host, datetime(2025, 1, 1, tzinfo=UTC)
+    first = "0/first"
+    push(site, "1", EPOCH, first)
+    push(site, "1", EPOCH)
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.retention.adoption._TOGETHER", 1)
+        patched.setattr("worker.retention.adoption._BIT", 0.0)
+        await start(site.ledger, host, {})
+        await go_on(site.place, f"adopt:{host}", KINDS)
+        await site.settle(projects={})
+        await go_on(site.place, f"adopt:{host}", KINDS)
+    chore = await site.ledger.chores.read(f"adopt:{host}")
+    assert (chore.state, chore.progress["cursor"], chore.progress["repositories"]) == (ChoreState.STOPPED, first, 1)
+    await site.settle()
+    assert await start(site.ledger, host, {f"{host}/{first}": {"1": at}})
+    assert (await site.run(f"adopt:{host}")).startswith(f"{len(site.registry.catalog())} repositories, ")
+    recalled = await Remembered(site.ledger.shelf).recall(f"{host}/{first}")
+    assert (recalled.tags["1"].origin, recalled.tags["1"].since) == (Origin.TOLD, at)
+
+
+async def test_its_end_is_told_once_and_each_has_an_event_of_its_own(site: RetentionSite, monkeypatch) -> None:
+    push(site, "1", EPOCH)
+    push(site, "2", OLD)
+
+    def denied(self, registry, repository):
+        raise RegistryUnavailable("500 for this one")
+
+    await adopt(site)
+    with monkeypatch.context() as patched:
+        patched.setattr(RegistryReader, "tags", denied)
+        await adopt(site)
+    first, second = await site.events(RegistryEvent.ADOPTED)
+    assert (first["source"], first["subject"]) == (f"/crabpot/registries/{site.registry.host}", site.name)
+    counts = {"empty": 0, "ageless": 0, "untagged": 0, "strays": 0, "listed": True}
+    assert first["data"] == {"adopted": site.name, "repositories": 1, "unread": 0, "tags": {"adopted": 1, "image": 1}, **counts}
+    assert second["data"] == {"adopted": site.name, "repositories": 0, "unread": 1, "tags": {}, **counts}
+    assert first["id"] != second["id"]
+
+
+async def test_while_one_is_under_way_no_times_are_told(site: RetentionSite) -> None:
+    assert await start(site.ledger, site.name, {})
+    assert not await start(site.ledger, site.name, {})
+    with pytest.raises(Conflict, match=r"is under way.* tell them again after it"):
+        await start(site.ledger, site.name, {site.name: {"1": datetime(2025, 1, 1, tzinfo=UTC)}})
+    assert await site.ledger.shelf.told(site.name) == {}
 
 
 async def test_a_repository_that_cannot_be_read_is_told_and_keeps_what_was_told_of_it(site: RetentionSite, monkeypatch) -> None:
@@ -148,6 +199,32 @@ async def test_a_repository_that_cannot_be_read_is_told_and_keeps_what_was_told_
         assert f"1 repositories could not be read, as {site.name}: 500 for this one" in await adopt(site)
     assert (await found(site))["unread"] == 1
     assert "1 told" in await adopt(site)
+
+
+@pytest.mark.parametrize("refusal", [401, 403, 404])
+async def test_a_registry_that_refuses_to_be_pinged_is_not_away(settings, refusal: int) -> None:
+    """Whoever guards it lets some paths through and others not; what can be read is learned."""
+    pings = 0
+
+    def behave(asked: Request) -> Reply:
+        nonlocal pings
+        if asked.path == "/v2/":
+            pings += 1  # the first is how a reader learns which authorization is wanted
+            return Reply() if pings == 1 else Reply(refusal)
+        if asked.path == "/v2/_catalog":
+            return Reply(body=json.dumps({"repositories": ["closed/app", "open/app"]}).encode())
+        return Reply(403) if "closed" in asked.path else Reply(body=json.dumps({"name": "open/app", "tags": []}).encode())
+
+    async with (
+        scripted(behave) as server,
+        retention_site(settings, RegistryServer(server.host, None), "open/app") as site,  # type: ignore[arg-type]
+    ):
+        await site.settle()
+        said = await adopt(site, server.host)
+        assert f"1 repositories could not be read, as {server.host}/closed/app: " in said
+        chore = await site.ledger.chores.read(f"adopt:{server.host}")
+        assert (chore.state, chore.progress["repositories"], chore.progress["unread"]) == (ChoreState.DONE, 1, 1)
+        assert pings == 2
 
 
 async def test_a_long_one_gives_way_and_says_how_far_it_is_and_one_that_is_not_there_is_told(site: RetentionSite, monkeypatch) -> None:

@@ -341,6 +341,8 @@ async def test_the_doctor_asks_each_cluster_what_it_may_list(crabpot, ledger, tm
         _, out, _ = await crabpot("doctor", **environment)
         assert "ok    cluster some: answers, and may be asked for deployments.apps, " in out
         assert "ok    cluster edge: has reported within the hour" in out
+        _, out, _ = await crabpot("doctor", "--json", **environment)
+        assert "cluster some" in {json.loads(line)["name"] for line in out.splitlines()}
 
 
 async def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(crabpot, ledger, tmp_path):

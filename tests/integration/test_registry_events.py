@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import ValidationError
 
+from ledger.adoption import start
 from ledger.events import RegistryEvent
 from tests.event_schemas import validate
 from tests.integration.registry_server import run_registry
@@ -32,12 +33,14 @@ async def test_every_event_of_retention_is_as_its_schema_says(site: RetentionSit
     await site.apply(await site.plan())
     await site.window_ends()
     await site.purge()
+    await start(site.ledger, site.name, {})
+    await site.run(f"adopt:{site.name}")
     events = await site.events("")
     assert {event["type"] for event in events} == set(RegistryEvent)
     for event in events:
         validate(event, "registry-event.json")
         data = event["data"].get("customData") or event["data"]
-        for wrong in ({**data, "more": 1}, {name: value for name, value in data.items() if name != "plan"}):
+        for wrong in ({**data, "more": 1}, {name: value for name, value in data.items() if name not in ("plan", "adopted")}):
             body = {**event["data"], "customData": wrong} if "customData" in event["data"] else wrong
             with pytest.raises(ValidationError):
                 validate({**event, "data": body}, "registry-event.json")

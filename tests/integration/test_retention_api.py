@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import httpx
@@ -78,3 +79,45 @@ async def test_a_plan_is_asked_for_and_its_chore_tells_the_hash(http, ledger):
         assert (answer.status_code, answer.json()["problems"][0]["path"]) == (400, field)
     anyone = {"Authorization": "Bearer carrot"}
     assert (await http.post("/v1/retention/plans", json={"registry": "a.test"}, headers=anyone)).status_code == 401
+
+
+async def test_a_registry_is_adopted_with_the_times_that_are_told(http, ledger):
+    asked = await http.post("/v1/retention/adoptions", json={"registry": "a.test:5000"})
+    assert (asked.status_code, asked.json()["chore"], asked.json()["registry"]) == (202, "adopt:a.test:5000", "a.test:5000")
+    assert (await http.post("/v1/retention/adoptions", json={"registry": "a.test:5000", "times": {}})).status_code == 200
+    times = {"a.test/team/app:1": "2025-01-01T00:00:00Z", "a.test/team/app:2": "2025-01-01T02:00:00+02:00"}
+    asked = await http.post("/v1/retention/adoptions", json={"repository": "a.test/team/app", "times": times})
+    assert (asked.status_code, asked.headers["location"]) == (202, "/v1/chores/adopt:a.test/team/app")
+    assert (await http.get(asked.headers["location"])).json()["state"] == "waiting"
+    at = datetime(2025, 1, 1, tzinfo=UTC)
+    assert await ledger.shelf.told("a.test/team/app") == {"1": at, "2": at}
+    refused = await http.post("/v1/retention/adoptions", json={"repository": "a.test/team/app", "times": times})
+    assert (refused.status_code, "is under way" in refused.json()["detail"]) == (409, True)
+    anyone = {"Authorization": "Bearer carrot"}
+    assert (await http.post("/v1/retention/adoptions", json={"registry": "a.test"}, headers=anyone)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({}, "registry"),
+        ({"registry": "a.test", "repository": "a.test/app"}, "registry"),
+        ({"registry": "http://x"}, "registry"),
+        ({"registry": "a.test/app"}, "registry"),
+        ({"repository": "a.test"}, "repository"),
+        ({"repository": "a.test/app:1"}, "repository"),
+        ({"registry": "a.test", "force": True}, "force"),
+        ({"registry": "a.test", "times": ["a.test/app:1"]}, "times"),
+        ({"registry": "a.test", "times": {"a.test/app:1": "yesterday"}}, "times.a.test/app:1"),
+        ({"registry": "a.test", "times": {"b.test/app:1": "2025-01-01T00:00:00Z"}}, "times.b.test/app:1"),
+        ('{"registry": "a.test", "registry": "b.test"}', "registry"),
+        ('{"registry": "a.test", "times": {"a.test/app:1": 1, "a.test/app:1": 2}}', "a.test/app:1"),
+        ('{"registry": "a.test", "times": {"\\ud800": 1}}', ""),
+        ("[]", "request"),
+        ("{", ""),
+    ],
+)
+async def test_a_wrong_adoption_is_refused_naming_the_field_and_nothing_is_begun(http, ledger, body, path):
+    answer = await http.post("/v1/retention/adoptions", content=body if isinstance(body, str) else json.dumps(body))
+    assert (answer.status_code, [one["path"] for one in answer.json()["problems"]]) == (400, [path])
+    assert await ledger.chores.all() == []

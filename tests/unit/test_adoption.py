@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 
+from ledger.adoption import parse_target, read_json, read_times
 from ledger.errors import InputInvalid
 from ledger.retention import Retention
 from tests.unit.inventories import NOW, days, digest, goes, holding, image, inventories, judge, policies, policy, tag, tags_of
-from worker.adoption_command import read_times
 from worker.retention.adoption import Adoption, counted, learn, said_of
 from worker.retention.decisions import Action
 from worker.retention.inventory import Origin, Repository, Tag
@@ -101,7 +101,7 @@ def test_a_file_of_times_is_read_by_repository():
         f"{HOST}/a:2": "2025-01-01T02:00:00+02:00",
         f"{HOST}/b/c:1": "2025-01-01T00:00:00.123456789Z",
     }
-    found = read_times(json.dumps(text).encode(), HOST, NOW)
+    found = read_times(read_json(json.dumps(text).encode(), "it"), HOST, NOW)
     assert found[f"{HOST}/a"]["1"] == found[f"{HOST}/a"]["2"] == datetime(2025, 1, 1, tzinfo=UTC)
     assert found.keys() == {f"{HOST}/a", f"{HOST}/b/c"}
 
@@ -110,7 +110,9 @@ def test_a_file_of_times_is_read_by_repository():
     ("text", "entry", "said"),
     [
         ("[1]", "", "must be one object"),
-        ("{", "", "is no JSON"),
+        ("{", "", "the file of times is no JSON"),
+        ("[" * 100_000, "", "the file of times is no JSON"),
+        ("\ud800", "", "the file of times is no JSON"),
         ('{"app:1": "2025-01-01T00:00:00Z"}', "app:1", "name the registry"),
         (f'{{"{HOST}/a": "2025-01-01T00:00:00Z"}}', f"{HOST}/a", "names a tag"),
         (f'{{"{HOST}/a@{digest(1)}": "2025-01-01T00:00:00Z"}}', f"{HOST}/a@{digest(1)}", "names a tag"),
@@ -120,10 +122,29 @@ def test_a_file_of_times_is_read_by_repository():
         (f'{{"{HOST}/a:1": 1700000000}}', f"{HOST}/a:1", "time zone"),
         (f'{{"{HOST}/a:1": "1970-01-01T00:00:00Z"}}', f"{HOST}/a:1", "before March 2013"),
         (f'{{"{HOST}/a:1": "2999-01-01T00:00:00Z"}}', f"{HOST}/a:1", "yet to come"),
-        (f'{{"{HOST}/a:1": "2025-01-01T00:00:00Z", "{HOST}/a:1": "2025-01-02T00:00:00Z"}}', f"{HOST}/a:1", "two times"),
+        (f'{{"{HOST}/a:1": "2025-01-01T00:00:00Z", "{HOST}/a:1": "2025-01-02T00:00:00Z"}}', f"{HOST}/a:1", "named twice"),
     ],
 )
 def test_a_wrong_file_of_times_is_refused_naming_the_entry(text, entry, said):
     with pytest.raises(InputInvalid, match=re.escape(said)) as refused:
-        read_times(text.encode(), HOST, NOW)
+        read_times(read_json(text.encode(errors="surrogatepass"), "the file of times"), HOST, NOW)
     assert refused.value.problems[0].path == entry
+
+
+@pytest.mark.parametrize("target", ["registry.example.com", "localhost:5000", f"{HOST}/team/app"])
+def test_a_registry_or_a_repository_is_adopted(target):
+    assert parse_target(target) == target
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (f"{HOST}/app:1", "with all its tags"),
+        (f"{HOST}/app@{digest(1)}", "with all its tags"),
+        ("http://x", "without a scheme"),
+        ("a/b", "name the"),
+    ],
+)
+def test_what_is_neither_is_not(target, said):
+    with pytest.raises(ValueError, match=said):
+        parse_target(target)

@@ -23,7 +23,7 @@ from worker.retention.running import ImageNotUnderstood, marks_of, read_holder, 
 ONE = digest("one")
 
 
-def marks(*objects: tuple[Workload, dict[str, Any]], revisions: int = 10) -> dict[str, str]:
+def marks(*objects: tuple[Workload, dict[str, Any]], revisions: int = 11) -> dict[str, str]:
     return marks_of([one for kind, found in objects if (one := read_holder(kind, found))], revisions)
 
 

@@ -182,15 +182,25 @@ class Api:
             if self._kubeconfig is None:
                 raise ClusterDenied(f"no credentials for a cluster: {error}; set CRABPOT_KUBECONFIG, or run inside the cluster") from None
             told = str(error) if isinstance(error, (ConfigException, OSError)) else f"it is no kubeconfig ({error})"
-            said = told if self._kubeconfig.exists() else "there is no such file"
             raise ClusterDenied(
-                f"no credentials for a cluster in {self._kubeconfig}: {said}; mend that file, or name another "
+                f"no credentials for a cluster in {self._kubeconfig}: {_unread(self._kubeconfig) or told}; mend that file, or name another "
                 "(CRABPOT_KUBECONFIG, or under `clusters` in the projects file)"
             ) from None
 
     async def close(self) -> None:
         while self._clients:
             await self._clients.popitem()[1].close()
+
+
+def _unread(path: Path) -> str | None:
+    """Why a file is not even there to be read; None: it is. The client says of each such file that it holds nothing."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except OSError as error:  # a folder above it that may not be entered
+        return f"it cannot be looked at ({error.strerror})"
+    return None
 
 
 @asynccontextmanager

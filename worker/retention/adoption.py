@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import monotonic
 
+from ledger.ages import credible
+from ledger.build import milliseconds
 from ledger.chores import Claim
-from ledger.errors import ManifestUnknown, NotFound, RegistryDenied, RegistryUnsupported
+from ledger.errors import ManifestUnknown, NotFound, RegistryConfused, RegistryDenied, RegistryUnsupported
+from ledger.events import adoption_event
 from ledger.fields import Frozen
 from ledger.projects import ProjectSettings
 from worker.chores import Next, done, later
 from worker.place import Place
 from worker.registry.reader import RegistryReader
-from worker.retention.inventory import Origin, Repository, Tag, credible
+from worker.retention.inventory import Origin, Repository, Tag
 from worker.retention.memory import Recalled
 from worker.retention.policy import Policies
 from worker.retention.remembered import Remembered
@@ -31,6 +35,8 @@ _BIT = 45.0
 """Seconds after which other chores of the registry may go on, and the list of repositories is read anew."""
 _LEARNED = (Origin.PUSH, Origin.SEEN)
 """By crabpot itself: nobody knows better."""
+_TOLD = {"repositories", "empty", "tags", "ageless", "untagged", "strays", "unread", "listed"}
+"""What its event says of it: counts."""
 _WORDS = {
     Origin.PUSH: "pushed by crabpot",
     Origin.SEEN: "seen to be set",
@@ -80,7 +86,9 @@ async def adopt(place: Place, claim: Claim) -> Next:
         if monotonic() > end and start + _TOGETHER < len(ahead):
             said = f"{state.repositories + state.unread} of {state.of} repositories"
             return later(timedelta(0), said, gives_way=True)  # what else the registry has to do need not wait for hours
-    return done(said_of(state))
+    # A chore that is done is made anew when it is asked for again: its name and when it was made are those of this one run.
+    run = f"{claim.chore.name}.{milliseconds(claim.chore.created)}"
+    return done(said_of(state), events=[adoption_event(claim.chore.subject, run, state.model_dump(mode="json", include=_TOLD))])
 
 
 async def _adopted(place: Place, readers: _Readers, paths: Sequence[str], state: Adoption) -> tuple[Adoption, list[str]]:
@@ -90,7 +98,10 @@ async def _adopted(place: Place, readers: _Readers, paths: Sequence[str], state:
     for reader, own in readers.of_each(paths):
         found = await survey(reader, readers.registry, own, memory, now)
         if any(repository.trouble is not None for repository in found.repositories):
-            await reader.ping(readers.registry)  # where it is away altogether, the chore comes again
+            with suppress(
+                RegistryDenied, RegistryConfused
+            ):  # it is there, and lets nobody see its door; some repositories answer all the same
+                await reader.ping(readers.registry)  # where it is away altogether, the chore comes again
         for repository in found.repositories:
             if repository.trouble is not None:
                 trouble = state.trouble or f"{repository.name}: {repository.trouble}"

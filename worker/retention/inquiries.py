@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 LATELY = timedelta(seconds=60)
-"""How old an answer may be where a plan is made or applied. An apply asks at the start of each repository, and of five hundred small ones each
-takes a second: a large cluster would be asked for all its pods without a pause. What begins to run in this minute by a tag that goes may fail
-to be pulled; its digest waits in the bin, and who purges asks anew."""
+"""How long ago a cluster may have answered where a plan is made or applied. An apply asks at the start of each repository, and of five hundred
+small ones each takes a second: a large cluster would be asked for all its pods without a pause.
+
+What a plan goes by may be older than that. An answer begins up to `_PATIENCE` before its end, and counts from its end; then an apply goes by what
+it looked at for 30 s. So it is about three and a half minutes old in the worst case, and the repository is read in between; where a second cluster is
+asked meanwhile, that one is waited for, two minutes at most. What begins to run in this time by a tag that goes may fail to be pulled; its digest
+waits in the bin, and who purges asks anew."""
 NOW = timedelta(0)
 """Where something goes for good, nothing but an answer to this very question counts."""
 _PATIENCE = 120.0

@@ -8,17 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from ledger.errors import InputInvalid
 
 VERSION = 1
-_FIRST_IMAGE = datetime(2013, 3, 1, tzinfo=UTC)
-"""Docker was first shown in March 2013. An older image's date is none: year 1, 1970 and 1980 are what reproducible builds write."""
-_SKEW = timedelta(minutes=10)
-"""How far a clock may be ahead of ours; a later date is none either."""
 
 
 class Origin(StrEnum):
@@ -112,11 +108,6 @@ def read_inventory(text: str) -> Inventory:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputInvalid(f"this is no stored inventory ({type(error).__name__}: {error})") from None
-
-
-def credible(at: datetime | None, now: datetime) -> datetime | None:
-    """The time where it can be one; None for a date before there were images, and for one yet to come."""
-    return None if at is None or at < _FIRST_IMAGE or at > now + _SKEW else at
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from ledger.ages import credible
 from ledger.patterns import tag_pattern
 from ledger.retention import Retention
 from worker.retention.decisions import Reason, Why
-from worker.retention.inventory import Tag, credible
+from worker.retention.inventory import Tag
 from worker.retention.policy import kept_by, newest_images, rule_words, younger
 from worker.retention.protection import Protected, Web
 

@@ -11,11 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from ledger.ages import credible
 from ledger.references import marked_name
 from ledger.retention import Retention
 from worker.registry.manifests import KNOWN
 from worker.retention.decisions import Action, Decision, Plan, Reason, RepositoryPlan, Why
-from worker.retention.inventory import Inventory, Repository, Stored, Tag, credible
+from worker.retention.inventory import Inventory, Repository, Stored, Tag
 from worker.retention.keeping import Held, Tally, held_outside, missing_time, newest_first, reasons_to_stay
 from worker.retention.policy import Policies, first_matches
 from worker.retention.protection import Protected, Web, silence_of

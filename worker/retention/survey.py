@@ -11,12 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from ledger.ages import credible
 from ledger.errors import ManifestUnknown, RegistryConfused, RegistryError
 from ledger.references import ImageReference
 from worker.abreast import each
 from worker.registry.manifests import IMAGE_CONFIGS, INDEXES, KNOWN, Descriptor, Manifest, signature_subject
 from worker.registry.reader import RegistryReader
-from worker.retention.inventory import Blob, Inventory, Origin, Repository, Stored, Tag, credible, parse_time
+from worker.retention.inventory import Blob, Inventory, Origin, Repository, Stored, Tag, parse_time
 from worker.retention.memory import Memory, Raw, Recalled, Seen, Untagged
 from worker.retention.protection import QUARANTINE
 
