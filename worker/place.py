@@ -17,6 +17,7 @@ from ledger.store import Ledger
 from worker.cluster import Cluster
 from worker.registries import Registries
 from worker.registry.pace import PATIENT
+from worker.registry.wire import Timeouts
 from worker.retention.flights import Flights
 from worker.retention.inquiries import Inquiries
 from worker.retries import memory_for
@@ -48,8 +49,8 @@ class Place:
 
     def __init__(self, settings: Settings, ledger: Ledger, cluster: Cluster, registries: Registries) -> None:
         self.settings, self.ledger, self.cluster, self.registries = settings, ledger, cluster, registries
-        self.long_work = Registries(cluster, settings, patience=PATIENT)
-        """For chores, which are not repeated for each question that a registry does not answer."""
+        self.long_work = Registries(cluster, settings, patience=PATIENT, timeouts=Timeouts(), budgets=registries.budgets)
+        """For chores, which are not repeated for each question that a registry does not answer; a list of very many tags takes its time."""
         self.inquiries = Inquiries()
         """What the clusters run that retention must spare; not only the one that builds."""
         self.flights = Flights()

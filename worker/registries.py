@@ -43,11 +43,21 @@ _Client = TypeVar("_Client", bound=RegistryReader)
 class Registries:
     """A client per project and registry, of each kind that is asked for; all share a registry's budget."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, *, patience: Patience = IMPATIENT, timeouts: Timeouts = _STEPS) -> None:
-        """Patience and timeouts are those of all its clients: steps have little, because they are repeated; long work and commands have more."""
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        *,
+        patience: Patience = IMPATIENT,
+        timeouts: Timeouts = _STEPS,
+        budgets: Budgets | None = None,
+    ) -> None:
+        """Patience and timeouts are those of all its clients: steps have little, because they are repeated; long work and commands have more.
+        What shares `budgets` asks no more of a registry together than it allows.
+        """
         self._cluster, self._settings = cluster, settings
         self._patience, self._timeouts = patience, timeouts
-        self._budgets = Budgets()
+        self.budgets = budgets or Budgets()
         self._clients: dict[tuple[type[RegistryReader], str, str, RegistryAccess], RegistryReader] = {}
 
     def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
@@ -64,13 +74,13 @@ class Registries:
         key = (kind, project, registry, access)
         client = self._clients.get(key)
         if client is None:
-            self._budgets.of(api_host(registry)).tighten(at_once=access.requests_at_once, per_second=access.requests_per_second)
+            self.budgets.of(api_host(registry)).tighten(at_once=access.requests_at_once, per_second=access.requests_per_second)
             try:
                 client = self._clients[key] = kind(
                     self.credentials(settings, access),
                     insecure=frozenset({registry} if access.insecure else ()),
                     certificates={registry: str(access.certificate)} if access.certificate else {},
-                    budgets=self._budgets,
+                    budgets=self.budgets,
                     patience=self._patience,
                     timeouts=self._timeouts,
                 )

@@ -180,6 +180,7 @@ def run_registry(
     readonly: bool = False,
     deletes: bool = True,
     program: str = "docker-registry",
+    port: int = 0,
 ) -> Iterator[RegistryServer]:
     """Debian's docker-registry 2.8, or another distribution, with its data in `folder`: open, or with basic or bearer auth."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,7 @@ def run_registry(
             "maintenance": {"uploadpurging": {"enabled": False}, "readonly": {"enabled": readonly}},
         },
         "http": {
-            "addr": "127.0.0.1:0",
+            "addr": f"127.0.0.1:{port}",
             "secret": "only for tests",
             "tls": {"certificate": str(tls.path), "key": str(tls.key)} if tls else {},
         },

@@ -9,11 +9,12 @@ import pytest
 
 from ledger.chores import ChoreState
 from ledger.errors import Conflict
-from ledger.plans import PlanState
+from ledger.plans import AUTOMATIC, PlanState
 from ledger.references import parse_mark
 from producer.submit import submit_build_async
-from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of
-from tests.integration.retention_site import OLD, RECENT, RetentionSite
+from tests.integration.registry_kinds import KINDS
+from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of, run_registry
+from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from tests.requests import make_request
 
 
@@ -274,6 +275,59 @@ async def test_the_breaker_stops_after_three_failures_and_an_approval_goes_on(si
     assert site.people_see().keys() == {"new", "old"}
     await site.approve(sha)
     assert "1 binned" in await site.run(f"apply:{sha}")
+
+
+@pytest.mark.parametrize("program", ["docker-registry", "registry"])
+async def test_where_a_registry_deletes_nothing_every_tag_stays_as_it_was(settings, tmp_path, program: str) -> None:
+    """As distribution does unless it is told otherwise: a tag that was put on a tombstone there could never be taken away."""
+    kind = next(kind for kind in KINDS.values() if kind.program == program)
+    if kind.binary is None:
+        pytest.skip(f"there is no {program}")
+    with run_registry(tmp_path / "registry", deletes=False, program=kind.binary) as registry:
+        async with retention_site(settings, registry, "keeps/all") as site:
+            await site.settle()
+            push(site, "new", "new", RECENT)
+            push(site, "old", "old")
+            before = site.tags()
+            sha = await site.plan()
+            assert "nothing can be taken away there" in await site.apply(sha)
+            assert site.tags() == before
+            assert await site.ledger.bin.entries(site.name) == []
+
+
+async def test_a_registry_that_deletes_no_more_loses_no_tag_to_an_undo(settings, tmp_path) -> None:
+    with run_registry(tmp_path / "registry") as registry:
+        async with retention_site(settings, registry, "once/more") as site:
+            await site.settle()
+            push(site, "new", "new", RECENT)
+            push(site, "old", "old")
+            before, sha = site.tags(), await site.plan()
+            await site.apply(sha)
+    with run_registry(tmp_path / "registry", deletes=False, port=int(registry.host.rpartition(":")[2])) as registry:
+        async with retention_site(settings, registry, "once/more") as site:
+            await site.undo(sha)
+            held = site.tags().items() - before.items()
+            assert before.items() <= site.tags().items()
+            assert {digest for _, digest in held} == {before["old"]}  # its quarantine tag stands for what it stood for
+
+
+async def test_what_waits_for_approval_can_be_approved_after_the_rest_went_by_itself(site: RetentionSite) -> None:
+    other = RetentionSite(site.place, site.registry, f"{site.repository}-reviewed")
+    rules = {"delete": ["*"], "keep": [{"last": 1}], "grace": "0s", "max_share": 1.0, "used_by_no_cluster": True}
+    retention = [{"repositories": [site.name], "apply": "automatic", **rules}, {"repositories": [other.name], **rules}]
+    registries = {site.registry.host: {"insecure": True}}
+    await site.settle(projects={"team": {"registries": registries, "retention": retention}})
+    for one in (site, other):
+        push(one, "new", "new", RECENT)
+        push(one, "old", "old")
+    sha = await site.plan()
+    await site.run(f"apply:{sha}")
+    assert (site.people_see().keys(), other.people_see().keys()) == ({"new"}, {"new", "old"})
+    stored = await site.ledger.plans.read(sha)
+    assert (stored.state, stored.approved_by) == (PlanState.PROPOSED, AUTOMATIC)
+    assert "2 untagged, 2 binned, 0 skipped" in await site.apply(sha)
+    assert other.people_see().keys() == {"new"}
+    assert (await site.ledger.plans.read(sha)).state is PlanState.APPLIED
 
 
 async def test_an_index_that_came_while_its_part_was_deleted_gets_it_back(site: RetentionSite, monkeypatch) -> None:

@@ -9,6 +9,9 @@ from worker.retention.decisions import Action, Decision, RepositoryPlan
 from worker.retention.inventory import Repository
 from worker.retention.protection import Web, silence_of
 
+WAITS = "it waits for somebody's approval"
+"""How the reason begins for which nothing goes of a repository where nobody was asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -78,7 +81,7 @@ def _stop(stored: RepositoryPlan, fresh: RepositoryPlan | None, found: Repositor
         return fresh.review[0] if fresh.review else "another project's policy names it now"
     wanting = fresh.review or stored.review
     if despite is None:
-        return f"it waits for somebody's approval: {wanting[0]}" if wanting else None
+        return f"{WAITS}: {wanting[0]}" if wanting else None
     silent = [why for why in fresh.review if why.startswith("the cluster ") and not why.startswith(tuple(map(silence_of, despite)))]
     return silent[0] if silent else None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ledger.bin import BinEntry, BinState, put
 from ledger.chores import Claim, Command
-from ledger.errors import RegistryError
+from ledger.errors import RegistryError, RegistryUnsupported
 from ledger.events import RegistryEvent, registry_event
 from ledger.plans import AUTOMATIC, LIFE, PlanState, StoredPlan
 from ledger.references import ImageReference
@@ -21,17 +21,18 @@ from ledger.retention import Retention
 from worker.chores import GO_ON, Next, done, later, stopped
 from worker.place import Place
 from worker.registry.client import RegistryClient
-from worker.retention.agreement import Agreement, agree
+from worker.retention.agreement import WAITS, Agreement, agree
 from worker.retention.decisions import Action, RepositoryPlan, read_plan
 from worker.retention.planning import look
 from worker.retention.protection import QUARANTINE
-from worker.retention.untagging import bury, take_away
+from worker.retention.untagging import bury, require_deletion, take_away
 from worker.tagging import set_tags
 
 _IN_A_ROW, _IN_ALL = 3, 5
 """Failures after which no more is tried."""
 _FRESH = 30.0
-"""Seconds after which a repository is read anew before more of it goes."""
+"""Seconds after which a repository is read anew before more of it goes; or as long as that takes, else it would be all that is done. Each tag is
+looked at once more just before it goes."""
 
 
 async def apply(place: Place, claim: Claim) -> Next:
@@ -49,6 +50,8 @@ async def apply(place: Place, claim: Claim) -> Next:
     failed = dict(claim.progress.get("failed", {"row": 0, "all": 0}))
     try:
         whole = await _Applying(place, claim, stored, work[at]).some()
+    except RegistryUnsupported as error:
+        return stopped(f"nothing can be taken away there: {error}")
     except RegistryError as error:
         failed = {"row": failed["row"] + 1, "all": failed["all"] + 1}
         if failed["row"] >= _IN_A_ROW or failed["all"] >= _IN_ALL:
@@ -66,9 +69,12 @@ async def _finish(place: Place, stored: StoredPlan) -> Next:
         word: sum(1 for outcome in report.values() if outcome.startswith(word)) for word in ("untagged", "binned", "skipped")
     }
     event = registry_event(RegistryEvent.APPLIED, stored.registry, stored.sha256, approved_by=stored.approved_by, **counts)
+    # What went by itself is done; a person may still approve the rest.
+    left = stored.approved_by == AUTOMATIC and any(outcome.startswith(f"skipped: {WAITS}") for outcome in report.values())
+    state = PlanState.PROPOSED if left else PlanState.APPLIED
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
     await start_purge(place, stored.registry)
-    return done(said, commands=[place.ledger.plans.marked(stored.sha256, PlanState.APPLIED)], events=[event])
+    return done(said, commands=[place.ledger.plans.marked(stored.sha256, state)], events=[event])
 
 
 async def start_purge(place: Place, registry: str) -> None:
@@ -94,7 +100,7 @@ class _Applying:
 
         Who pins something meanwhile does not wait for the next look: it is taken at once.
         """
-        decided, place = self._decided, self._place
+        decided, place, begun = self._decided, self._place, monotonic()
         assert decided.project is not None
         client = place.long_work.client(decided.project, await place.project(decided.project), self._image.registry)
         self._binned = {one.digest: one for one in await place.ledger.bin.entries(decided.name) if one.plan == self._plan.sha256}
@@ -104,7 +110,9 @@ class _Applying:
         made, found = await look(place, self._image.registry, only=self._image.repository, binned=binned)
         agreed = agree(decided, next(iter(made.repositories), None), found.get(decided.name), self._silence(), binned)
         await self._report(agreed.skipped)
-        end = monotonic() + _FRESH
+        if agreed.digests or agreed.untag:
+            await require_deletion(client, self._image, self._plan.sha256, self._claim.hold)
+        end = monotonic() + max(_FRESH, monotonic() - begun)
         for digest in agreed.digests:
             if (before := self._binned.get(digest)) and before.goes and before.state is BinState.BINNED and not agreed.tags[digest]:
                 continue

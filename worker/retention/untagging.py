@@ -30,7 +30,9 @@ def tombstone(plan: str, image: ImageReference) -> bytes:
 
 
 async def take_away(client: Changing, image: ImageReference, digest: str, plan: str, hold: Hold) -> bool:
-    """Take a tag away that stands for a digest. False: it stands for something else, or is gone. RegistryError."""
+    """Take a tag away that stands for a digest. False: it stands for something else, or is gone. RegistryUnsupported: the registry deletes
+    nothing, and the tag is as it was; RegistryError.
+    """
     found = await client.resolve(image)
     if found is None or found.digest != digest:
         return False
@@ -38,6 +40,7 @@ async def take_away(client: Changing, image: ImageReference, digest: str, plan: 
     try:
         await client.untag(image)
     except RegistryUnsupported:
+        await require_deletion(client, image, plan, hold)
         await hold()
         await client.put_manifest(image, tombstone(plan, image), OCI_INDEX)
         await bury(client, image, plan, hold)
@@ -47,6 +50,14 @@ async def take_away(client: Changing, image: ImageReference, digest: str, plan: 
     if await client.resolve(image.with_digest(digest)) is None:
         raise RegistryConfused(f"{image.registry} took {digest} away with its tag {image.tag}")
     return True
+
+
+async def require_deletion(client: Changing, image: ImageReference, plan: str, hold: Hold) -> None:
+    """RegistryUnsupported: the registry deletes nothing, as distribution does unless `storage.delete.enabled` is set. It is asked for a tombstone
+    that nothing stands for: a tag that was put on one there could not be taken away, and nobody could pull by it.
+    """
+    await hold()
+    await client.delete(image.with_digest(digest_of(tombstone(plan, image))))
 
 
 async def bury(client: Changing, image: ImageReference, plan: str, hold: Hold) -> bool:
