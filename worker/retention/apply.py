@@ -13,7 +13,7 @@ from typing import Any
 
 from ledger.bin import BinEntry, BinState, put
 from ledger.chores import Claim, Command
-from ledger.errors import RegistryError, RegistryUnsupported
+from ledger.errors import RateLimited, RegistryError, RegistryUnsupported
 from ledger.events import RegistryEvent, registry_event
 from ledger.plans import AUTOMATIC, LIFE, PlanState, StoredPlan
 from ledger.references import ImageReference
@@ -30,6 +30,8 @@ from worker.tagging import set_tags
 
 _IN_A_ROW, _IN_ALL = 3, 5
 """Failures after which no more is tried."""
+_BUSY = 30.0
+"""Seconds that a registry is left alone which has enough of requests and does not say for how long."""
 _FRESH = 30.0
 """Seconds after which a repository is read anew before more of it goes; or as long as that takes, else it would be all that is done. Each tag is
 looked at once more just before it goes."""
@@ -52,6 +54,8 @@ async def apply(place: Place, claim: Claim) -> Next:
         whole = await _Applying(place, claim, stored, work[at]).some()
     except RegistryUnsupported as error:
         return stopped(f"nothing can be taken away there: {error}")
+    except RateLimited as error:  # a wish, and no failure: it is waited for as often as it comes
+        return later(timedelta(seconds=max(1.0, error.retry_after or _BUSY)), str(error))
     except RegistryError as error:
         failed = {"row": failed["row"] + 1, "all": failed["all"] + 1}
         if failed["row"] >= _IN_A_ROW or failed["all"] >= _IN_ALL:
