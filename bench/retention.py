@@ -11,18 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from itertools import count
+from datetime import timedelta
 
 import httpx
 
 from bench.figure import Figure, interleaved, spread
 from bench.retention_registry import REPOSITORIES, TAGS, registry_of_many, tag_names
-from bench.retention_work import AT_ONCE, NOW, judge, look, made_up
+from bench.retention_work import AT_ONCE, judge, made_up, make_plan
+from bench.servers import redis_with_aof
 from worker.registry.manifests import ACCEPT
 from worker.registry.wire import Wire
 from worker.retention.decisions import Action
-from worker.retention.memory import LocalMemory
 
 ALL = REPOSITORIES * TAGS
 PAIRS = 5
@@ -32,42 +31,34 @@ SMALL, LARGE = 1_000, 100_000
 
 
 def measure() -> list[Figure]:
-    with registry_of_many() as (host, names):
-        figures = [*_requests(host, names), _wall(host, names), _memory(host)]
+    with registry_of_many() as (host, names), redis_with_aof() as redis:
+        figures = [*_requests(host, redis), _wall(host, redis, names), _memory(host)]
     return [*figures, *_pure()]
 
 
-def _requests(host: str, names: list[str]) -> list[Figure]:
-    memory = LocalMemory()
+def _requests(host: str, redis: str) -> list[Figure]:
     found = []
-    for name, bound, now, age in (
-        ("requests a tag, first plan", 2.1, NOW, timedelta(0)),
-        ("requests a tag, manifests known", 1.05, NOW + timedelta(hours=2), timedelta(hours=1)),
-        ("requests a tag, within the tag cache's age", 0.05, NOW + timedelta(hours=2, minutes=30), timedelta(hours=1)),
+    for name, bound, age in (
+        ("requests a tag, first plan", 2.1, timedelta(0)),
+        ("requests a tag, manifests known", 1.05, timedelta(0)),
+        ("requests a tag, within the tag cache's age", 0.05, timedelta(hours=1)),
     ):
         with _counted() as sent:
-            made = asyncio.run(look(host, names, memory, now, age))
+            made = asyncio.run(make_plan(host, redis, age))
         detail = f"{len(sent)} for {ALL} tags of {REPOSITORIES} repositories; {made.count(Action.DELETE)} would go"
         found.append(Figure(name, len(sent) / ALL, bound, detail=detail))
     return found
 
 
-def _wall(host: str, names: list[str]) -> Figure:
-    memory, hours = LocalMemory(), count()
-    asyncio.run(look(host, names, memory, _at(next(hours))))
-
+def _wall(host: str, redis: str, names: list[str]) -> Figure:
     def ours() -> float:
         began = time.perf_counter()
-        asyncio.run(look(host, names, memory, _at(next(hours))))
+        asyncio.run(make_plan(host, redis))
         return time.perf_counter() - began
 
     ratio, mine, theirs = interleaved(PAIRS, ours, lambda: asyncio.run(_heads(host, names)))
     detail = f"{spread(mine)} against {spread(theirs)} s, {AT_ONCE} at once"
     return Figure("plan over 10,000 known tags, against a bare loop of HEADs", ratio, 1.25, detail=detail)
-
-
-def _at(hour: int) -> datetime:
-    return NOW + timedelta(hours=hour)
 
 
 async def _heads(host: str, names: list[str]) -> float:

@@ -8,20 +8,26 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import json
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bench.retention_registry import REPOSITORIES, TAGS
+from ledger.projects import parse_projects
 from ledger.retention import Retention
+from ledger.settings import Settings
+from worker.place import open_place
 from worker.registry import PATIENT, Anonymous, RegistryReader
 from worker.registry.manifests import OCI_MANIFEST
 from worker.retention.decisions import Plan
 from worker.retention.inventory import Blob, Inventory, Origin, Repository, Stored, Tag
 from worker.retention.memory import LocalMemory, Raw, Recalled
 from worker.retention.plan import plan
+from worker.retention.planning import look
 from worker.retention.policy import Policies
 from worker.retention.protection import Protected
 from worker.retention.survey import survey
@@ -70,11 +76,20 @@ class FileMemory(LocalMemory):
         """Not needed either."""
 
 
-async def look(host: str, repositories: list[str], memory: LocalMemory, now: datetime, tag_age: timedelta = timedelta(0)) -> Plan:
-    async with RegistryReader(Anonymous(), insecure=frozenset({host}), patience=PATIENT) as reader:
-        inventory = await survey(reader, host, repositories, memory, now, tag_age=tag_age, at_once=AT_ONCE)
-    assert not any(repository.trouble for repository in inventory.repositories)
-    return plan(inventory, policies(f"{host}/**"), Protected(), now)
+async def make_plan(host: str, redis: str, tag_age: timedelta = timedelta(0)) -> Plan:
+    """A plan of the whole registry as a worker makes it, with what an earlier one left in the ledger."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = await open_place(Settings(redis_url=redis, cluster="local", state=Path(folder)))
+        try:
+            policy = {"repositories": [f"{host}/**"], **POLICY}
+            said = {"version": 1, "projects": {"bench": {"registries": {host: {"insecure": True}}, "retention": [policy]}}}
+            await place.ledger.store_projects(parse_projects(json.dumps(said)))
+            made, found = await look(place, host, tag_age=tag_age)
+        finally:
+            await place.close()
+    assert len(found) == REPOSITORIES
+    assert not any(repository.trouble for repository in found.values())
+    return made
 
 
 def made_up(tags: int) -> Inventory:
@@ -104,7 +119,7 @@ def _memory(host: str) -> float:
     """Bytes a tag that a survey and its plan take while both are held, above a process that has made a small one and let it go."""
     memory = FileMemory()
     names = [f"bench/app{number}" for number in range(REPOSITORIES)]
-    asyncio.run(look(host, names[:4], memory, NOW))
+    asyncio.run(_held(host, names[:4], memory))
     gc.collect()
     idle = _resident()
     held = asyncio.run(_held(host, names, memory))

@@ -175,6 +175,25 @@ async def test_what_refers_to_an_image_goes_with_it(registry: RegistryServer, re
     assert made.repositories[0].deletions == (digest_of(old), digest_of(about))
 
 
+async def test_where_there_is_no_api_for_referrers_it_is_asked_once_and_their_tags_say_what_goes_with_an_image(
+    registry: RegistryServer, reader: RegistryReader, asked: list[str], kind: Kind
+) -> None:
+    if kind.referrers:
+        pytest.skip("it has the API")
+    old = [registry.push_image("noapi/app", f"old{n}", layers=(b"old%d" % n,), labels={"n": str(n)}, created=CREATED) for n in range(9)]
+    registry.push_image("noapi/app", "new", layers=(b"new",), created="2026-02-28T00:00:00Z")
+    about = registry.push_referrer("noapi/app", old[0])
+    listing = registry.push_index("noapi/app", digest_of(old[0]).replace(":", "-"), {"unknown/unknown": about}, media_type=OCI_INDEX)
+    policies = Policies((("p", Retention(repositories=(f"{registry.host}/noapi/app",), delete=("*",), keep=({"last": 1},), max_share=1)),))
+    made = plan(await survey(reader, registry.host, ["noapi/app"], LocalMemory(), NOW), policies, Protected(), NOW)
+    assert {*map(digest_of, old), digest_of(about), digest_of(listing)} == set(made.repositories[0].deletions)
+    asked.clear()
+    assert await reader.listed_referrers(ImageReference(registry.host, "noapi/app", digest=digest_of(old[0]))) is None
+    before = len(asked)
+    assert await referrers_of(reader, made) == {}
+    assert (before, len(asked)) == (1, before)
+
+
 async def test_a_repository_that_is_not_there_is_empty(registry: RegistryServer, reader: RegistryReader) -> None:
     inventory = await survey(reader, registry.host, ["none/app", "none/other"], LocalMemory(), NOW)
     assert inventory.repositories == (Repository(name=f"{registry.host}/none/app"), Repository(name=f"{registry.host}/none/other"))

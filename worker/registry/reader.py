@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -26,6 +27,8 @@ from worker.registry.wire import Timeouts, Wire, is_hub
 _MAX_MANIFEST = 4 * 1024 * 1024  # what the specification asks registries to take
 _MAX_CONFIG = 8 * 1024 * 1024
 _MAX_DEPTH = 3
+_WITHOUT_REFERRERS = 3600.0
+"""Seconds that it is believed that a registry has no referrers API."""
 _PAGE = 1000
 """Names a page: distribution answers 400 where more are asked for."""
 
@@ -66,6 +69,7 @@ class RegistryReader:
             known_as=known_as,
         )
         self._authorizer = Authorizer(self._wire, credentials, methods=self._methods)
+        self._without_referrers: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -166,8 +170,22 @@ class RegistryReader:
 
     async def referrers(self, image: ImageReference) -> tuple[Descriptor, ...]:
         """What refers to a digest (signatures, attestations), by the API, or by the tag `sha256-<hex>` where the registry has none."""
+        if (found := await self.listed_referrers(image)) is not None:
+            return found
+        try:
+            listed = await self.manifest(image.with_tag(fallback_tag(image.digest or "")))
+        except ManifestUnknown:
+            return ()
+        return listed.children  # of anything but an index: none
+
+    async def listed_referrers(self, image: ImageReference) -> tuple[Descriptor, ...] | None:
+        """What refers to a digest by the registry's API. None: it has none for this repository, and is not asked again for an hour; then only tags
+        `sha256-<hex>` say so.
+        """
         if image.digest is None:
             raise ValueError(f"{image} names no digest")
+        if monotonic() < self._without_referrers.get(image.name, 0.0):
+            return None
         repository = path_of(image.registry, image.repository)
         path, scope = f"/v2/{repository}/referrers/{image.digest}", Scope(repository, ("pull",))
         found: list[Descriptor] = []
@@ -177,11 +195,8 @@ class RegistryReader:
             ):
                 found += descriptors(body.get("manifests"))
         except (ManifestUnknown, RegistryUnsupported):
-            try:
-                listed = await self.manifest(image.with_tag(fallback_tag(image.digest)))
-            except ManifestUnknown:
-                return ()
-            return listed.children  # of anything but an index: none
+            self._without_referrers[image.name] = monotonic() + _WITHOUT_REFERRERS
+            return None
         return tuple(found)
 
     async def blob_size(self, image: ImageReference, digest: str) -> int | None:

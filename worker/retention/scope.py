@@ -1,7 +1,8 @@
 """What a survey is to look at: the repositories that policies name, and what refers to the images that a plan would delete.
 
 The second is asked only about what goes: referrers change while their subject's digest does not, so nobody can remember them, and to ask about
-every image would double a survey. What is found goes into a second survey as `also`, and the plan is made again.
+every image would double a survey. What is found goes into a second survey as `also`, and the plan is made again. Where a registry has no API for
+it, nobody is asked: the tags that say it then (`sha256-<hex>`) were listed with all others, and their indexes read with all that they hold.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ async def referrers_of(reader: RegistryReader, made: Plan) -> Mapping[str, Colle
     found: dict[str, list[str]] = {}
 
     async def one(image: ImageReference) -> None:
-        if referrers := await reader.referrers(image):
+        if referrers := await reader.listed_referrers(image):
             found.setdefault(image.name, []).extend(referrer.digest for referrer in referrers)
 
     images = (ImageReference.parse(f"{repository.name}@{digest}") for repository in made.repositories for digest in repository.deletions)
