@@ -70,6 +70,8 @@ class Tag:
     origin: Origin | None = None
     branch: str | None = None
     """The branch of our own push."""
+    pulled: datetime | None = None
+    """When the registry last saw it pulled, the year 1 where never; None where the registry does not tell, or was not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class Repository:
     manifests: tuple[Stored, ...] = ()
     trouble: str | None = None
     """What could not be read. Then nothing in the repository may be deleted, whatever else is known of it."""
+    untold: str | None = None
+    """Why the registry does not tell when tags were pulled, where it was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +114,21 @@ def read_inventory(text: str) -> Inventory:
             untags=bool(given["untags"]),
             repositories=tuple(_read_repository(one) for one in given["repositories"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise InputInvalid(f"this is no stored inventory ({type(error).__name__}: {error})") from None
 
 
 def credible(at: datetime | None, now: datetime) -> datetime | None:
     """The time where it can be one; None for a date before there were images, and for one yet to come."""
     return None if at is None or at < _FIRST_IMAGE or at > now + _SKEW else at
+
+
+def last_use(tag: Tag, now: datetime) -> datetime | None:
+    """When a tag was pulled or pushed last; None where one of the two is not known, or cannot be."""
+    if tag.pulled is None or tag.pulled > now + _SKEW:
+        return None
+    pushed = credible(tag.pushed, now)
+    return None if pushed is None else max(tag.pulled, pushed)
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -140,11 +152,19 @@ def _inventory(inventory: Inventory) -> dict[str, Any]:
             {
                 "name": repository.name,
                 "tags": [
-                    _without_none(name=tag.name, digest=tag.digest, pushed=_iso(tag.pushed), origin=tag.origin, branch=tag.branch)
+                    _without_none(
+                        name=tag.name,
+                        digest=tag.digest,
+                        pushed=_iso(tag.pushed),
+                        origin=tag.origin,
+                        branch=tag.branch,
+                        pulled=_iso(tag.pulled),
+                    )
                     for tag in repository.tags
                 ],
                 "manifests": [_manifest(manifest) for manifest in repository.manifests],
                 "trouble": repository.trouble,
+                **_without_none(untold=repository.untold),
             }
             for repository in inventory.repositories
         ],
@@ -167,6 +187,7 @@ def _read_repository(given: Mapping[str, Any]) -> Repository:
     return Repository(
         name=given["name"],
         trouble=given["trouble"],
+        untold=given.get("untold"),
         tags=tuple(
             Tag(
                 name=tag["name"],
@@ -174,6 +195,7 @@ def _read_repository(given: Mapping[str, Any]) -> Repository:
                 pushed=_time(tag.get("pushed")),
                 origin=Origin(tag["origin"]) if "origin" in tag else None,
                 branch=tag.get("branch"),
+                pulled=_time(tag.get("pulled")),
             )
             for tag in given["tags"]
         ),
