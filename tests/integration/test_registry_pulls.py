@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.integration.registry_server import (
 from tests.integration.retention_site import OLD, RECENT, retention_site
 from worker.registry import Anonymous, Credential, Credentials, DockerConfig, RegistryReader
 from worker.registry import pulls as module
+from worker.registry.pulls import NEVER as NONE
 from worker.registry.pulls import Pulls
 from worker.retention.decisions import Action, Plan, read_plan
 from worker.retention.pulled import ask_pulls
@@ -65,7 +67,7 @@ async def test_harbor_tells_of_artifacts_and_of_tags_and_the_later_counts() -> N
         ]
         found = await asked(server.host, "team/shop/app", ada(server.host))
         late = at(2026, 2, 1, 10, 0, 0, 123_000)
-        assert found == Pulls({"by-digest": (ONE, late), "never-itself": (ONE, late), "never": (TWO, module.NEVER)})
+        assert found == Pulls({"by-digest": (ONE, late), "never-itself": (ONE, late), "never": (TWO, NONE)})
         assert (found.of("by-digest", ONE), found.of("by-digest", TWO), found.of("other", ONE)) == (late, None, None)
         [request] = server.asked_its_api()
         assert request.path == "/api/v2.0/projects/team/repositories/shop%252Fapp/artifacts"
@@ -253,7 +255,7 @@ async def test_zot_is_read_page_by_page_and_says_never_in_two_ways() -> None:
     async with scripted(behave) as server:
         found = await told(server.host, "team/app", product="zot")
         late = at(2026, 2, 1, 10, 0, 0, 123_456)
-        assert found.last == {"a": (ONE, late), "b": (TWO, module.NEVER), "c": (TWO, module.NEVER)}
+        assert found.last == {"a": (ONE, late), "b": (TWO, NONE), "c": (TWO, NONE)}
         assert len(queries) == 2
         assert 'repo:"team/app"' in queries[0]
 
@@ -315,33 +317,49 @@ async def test_a_plan_says_why_it_knows_no_pulls_and_asks_only_where_a_rule_want
             assert not any(request.path.startswith("/api/") for request in server.requests)
 
 
-async def test_a_real_zot_tells_of_pulls_by_tag_and_by_digest(tmp_path: Path) -> None:
+@pytest.fixture
+def zot(tmp_path: Path) -> Iterator[RegistryServer]:
+    """A real one that counts pulls."""
     with KINDS["zot"].run(tmp_path, extensions={"search": {"enable": True}}) as server:
         with server.http() as http:
             if http.get("_zot/ext/search").status_code == 404:
                 pytest.skip("this zot has no search extension")
-        raws = {tag: server.push_image("team/app", tag, layers=(tag.encode(),), labels={"t": tag}) for tag in ("a", "b", "c", "d")}
-        index = server.push_index("team/app", "e", {"linux/amd64": raws["a"]})
-        with server.http() as http:
-            assert http.head("team/app/manifests/a").status_code == 200
-        async with RegistryReader(Anonymous(), insecure=frozenset({server.host})) as reader:
+        yield server
 
-            async def found() -> Pulls:
-                now = datetime.now(UTC)
-                return (await ask_pulls(reader, server.host, ["team/app"], now))[f"{server.host}/team/app"]
 
+async def test_a_real_zot_tells_of_pulls_by_tag_and_by_digest(zot: RegistryServer) -> None:
+    raws = {tag: zot.push_image("team/app", tag, layers=(tag.encode(),), labels={"t": tag}) for tag in ("a", "b", "c", "d")}
+    index = zot.push_index("team/app", "e", {"linux/amd64": raws["a"]})
+    async with RegistryReader(Anonymous(), insecure=frozenset({zot.host})) as reader:
+
+        async def found(repository: str = "team/app") -> Pulls:
+            [told] = (await ask_pulls(reader, zot.host, [repository], datetime.now(UTC))).values()
+            return told
+
+        with zot.http() as http:
+            http.head("team/app/manifests/a").raise_for_status()
             assert "nothing in team/app was ever pulled" in str((await found()).untold)
             begun = datetime.now(UTC) - timedelta(seconds=1)
-            with server.http() as http:
-                http.get("team/app/manifests/b").raise_for_status()
-                http.get(f"team/app/manifests/{digest_of(raws['c'])}").raise_for_status()
-                http.get("team/app/manifests/e", headers={"Accept": OCI_INDEX}).raise_for_status()
-            pulls = await found()
-            assert pulls.untold is None
-            assert {tag: digest for tag, (digest, _) in pulls.last.items()} == {
-                **{tag: digest_of(raw) for tag, raw in raws.items()},
-                "e": digest_of(index),
-            }
-            assert {tag for tag, (_, at) in pulls.last.items() if at >= begun} == {"b", "c", "e"}
-            assert {at for tag, (_, at) in pulls.last.items() if tag in ("a", "d")} == {module.NEVER}
-            assert await ask_pulls(reader, server.host, ["none/app"], datetime.now(UTC)) == {f"{server.host}/none/app": Pulls()}
+            http.get("team/app/manifests/b").raise_for_status()
+            http.get(f"team/app/manifests/{digest_of(raws['c'])}").raise_for_status()
+            http.get("team/app/manifests/e", headers={"Accept": OCI_INDEX}).raise_for_status()
+        pulls = await found()
+        digests = {**{tag: digest_of(raw) for tag, raw in raws.items()}, "e": digest_of(index)}
+        assert (pulls.untold, {tag: digest for tag, (digest, _) in pulls.last.items()}) == (None, digests)
+        assert {tag for tag, (_, at) in pulls.last.items() if at >= begun} == {"b", "c", "e"}
+        assert {at for tag, (_, at) in pulls.last.items() if tag in ("a", "d")} == {NONE}
+        assert await found("none/app") == Pulls()
+
+
+async def test_a_real_zot_takes_our_own_reading_for_a_pull_which_only_delays(settings: Settings, zot: RegistryServer) -> None:
+    for tag in ("used", "unused"):
+        zot.push_image("team/app", tag, layers=(tag.encode(),), labels={"t": tag}, created=OLD)
+    zot.push_image("team/app", "new", layers=(b"new",), created=RECENT)
+    with zot.http() as http:
+        http.get("team/app/manifests/used").raise_for_status()
+    async with retention_site(settings, zot, "team/app") as site:
+        await site.settle({"keep": [{"pulled": "30d"}]})
+        for expected in ({"unused"}, set()):
+            sha = await site.plan()
+            made = read_plan(await site.ledger.plans.text(sha), sha)
+            assert {one.tag for one in made.repositories[0].of(Action.DELETE)} == expected
