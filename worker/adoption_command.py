@@ -13,27 +13,17 @@ import click
 
 from ledger.console import JSON, say_json
 from ledger.errors import Conflict, InputInvalid, Problem
-from ledger.references import ImageReference, parse_registry
+from ledger.references import ImageReference
 from ledger.store import Ledger
-from worker.command_line import WAIT, Parsed, ended, on_ledger
+from worker.command_line import TARGET, WAIT, ended, on_ledger
 from worker.retention.inventory import credible
 
 _NAMED = 20
 """Wrong entries of a file that are told at once."""
 
 
-def parse_target(text: str) -> str:
-    """A registry, or a repository with its registry. ValueError."""
-    if "/" not in text:
-        return parse_registry(text)
-    image = ImageReference.parse(text)
-    if image.tag or image.digest:
-        raise ValueError(f"name a registry or a repository, as {image.name}: a repository is adopted with all its tags")
-    return image.name
-
-
 @click.command()
-@click.argument("target", type=Parsed("registry", parse_target), metavar="REGISTRY|REPOSITORY")
+@click.argument("target", type=TARGET, metavar="REGISTRY|REPOSITORY")
 @click.option(
     "--times",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

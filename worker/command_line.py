@@ -33,7 +33,18 @@ class Parsed(click.ParamType[_T]):
             self.fail(str(error), param, ctx)
 
 
+def _target(text: str) -> str:
+    """A registry, or a repository with its registry. ValueError."""
+    if "/" not in text:
+        return parse_registry(text)
+    image = ImageReference.parse(text)
+    if image.tag or image.digest:
+        raise ValueError(f"name a registry or a repository, as {image.name}: a repository is meant with all its tags")
+    return image.name
+
+
 IMAGE, HOST = Parsed("image", ImageReference.parse), Parsed("registry", parse_registry)
+TARGET = Parsed("registry", _target)
 
 
 def on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:

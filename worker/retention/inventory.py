@@ -102,7 +102,7 @@ class Inventory:
         return json.dumps(_inventory(self), separators=(",", ":"), sort_keys=True)
 
 
-def read_inventory(text: str) -> Inventory:
+def read_inventory(text: str | bytes) -> Inventory:
     """Read the stored form; InputInvalid says what is wrong with it."""
     try:
         given = json.loads(text)
