@@ -363,3 +363,5 @@ async def test_a_real_zot_takes_our_own_reading_for_a_pull_which_only_delays(set
             sha = await site.plan()
             made = read_plan(await site.ledger.plans.text(sha), sha)
             assert {one.tag for one in made.repositories[0].of(Action.DELETE)} == expected
+            await site.apply(sha)
+            assert site.tags().keys() == {"used", "unused", "new"}
