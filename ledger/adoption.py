@@ -13,7 +13,7 @@ from typing import Any
 from ledger.ages import credible
 from ledger.chores import ChoreState
 from ledger.errors import Conflict, InputInvalid, NotFound, Problem
-from ledger.references import ImageReference, parse_registry
+from ledger.references import ImageReference
 from ledger.store import Ledger
 
 KIND = "adopt"
@@ -25,16 +25,6 @@ never be looked at.
 """
 _NAMED = 20
 """Wrong entries that are told at once."""
-
-
-def parse_target(text: str) -> str:
-    """A registry, or a repository with its registry. ValueError."""
-    if "/" not in text:
-        return parse_registry(text)
-    image = ImageReference.parse(text)
-    if image.tag or image.digest:
-        raise ValueError(f"name a registry or a repository, as {image.name}: a repository is adopted with all its tags")
-    return image.name
 
 
 def chore_of(target: str) -> str:

@@ -12,4 +12,9 @@ _SKEW = timedelta(minutes=10)
 
 def credible(at: datetime | None, now: datetime) -> datetime | None:
     """The time where it can be one; None for a date before there were images, and for one yet to come."""
-    return None if at is None or at < _FIRST_IMAGE or at > now + _SKEW else at
+    return None if at is None or at < _FIRST_IMAGE or is_to_come(at, now) else at
+
+
+def is_to_come(at: datetime, now: datetime) -> bool:
+    """Whether a time is later than clocks differ."""
+    return at > now + _SKEW

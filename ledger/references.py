@@ -87,6 +87,16 @@ def parse_mark(text: str) -> str:
     return image.mark
 
 
+def parse_target(text: str) -> str:
+    """A registry, or a repository with its registry. ValueError."""
+    if "/" not in text:
+        return parse_registry(text)
+    image = ImageReference.parse(text)
+    if image.tag or image.digest:
+        raise ValueError(f"name a registry or a repository, as {image.name}: a repository is meant with all its tags")
+    return image.name
+
+
 def parse_registry(text: str) -> str:
     """`host[:port]`, as a registry is named in image references."""
     host, port = text, ""

@@ -18,11 +18,11 @@ from ledger.quantities import parse_duration
 TagPattern = Annotated[str, checked(tag_pattern)]
 RepositoryPattern = Annotated[str, checked(repository_pattern)]
 BranchTemplate = Annotated[str, checked(branch_template)]
-_KINDS = ("last", "within", "matching", "versions")
+_KINDS = ("last", "within", "pulled", "matching", "versions")
 
 
 class Keep(Frozen):
-    """One reason to stay; each rule is one of `last`, `within`, `matching` and `versions`."""
+    """One reason to stay; each rule is one of `last`, `within`, `pulled`, `matching` and `versions`."""
 
     last: Annotated[int, Field(ge=1)] | None = None
     """The newest so many images by the time of their push, with all their tags; of equal times all stay."""
@@ -30,6 +30,8 @@ class Keep(Frozen):
     """With `last`: so many of each branch. The branch is that of our push; of other tags what a template as `{branch}-{short_sha}` finds."""
     within: Duration | None = None
     """Everything that was pushed within this time."""
+    pulled: Duration | None = None
+    """Everything that was pulled or pushed within this time, and all of which the registry does not tell when it was pulled."""
     matching: Annotated[tuple[TagPattern, ...], Field(min_length=1)] | None = None
     """Every tag that one of these patterns names."""
     versions: Annotated[int, Field(ge=1)] | None = None
@@ -89,6 +91,11 @@ class Retention(Frozen):
         if self.keep and not self.delete:
             raise ValueError('delete: rules to keep need tags that may go, as `delete: ["*"]`')
         return self
+
+    @property
+    def asks_for_pulls(self) -> bool:
+        """Whether it matters when tags were pulled."""
+        return any(rule.pulled is not None for rule in self.keep)
 
     @property
     def grace_age(self) -> timedelta:

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from ledger.adoption import chore_of, parse_target, read_json, read_times, start
+from ledger.adoption import chore_of, read_json, read_times, start
 from ledger.console import JSON, say_json
 from ledger.store import Ledger
-from worker.command_line import WAIT, Parsed, ended, on_ledger
+from worker.command_line import TARGET, WAIT, ended, on_ledger
 
 
 @click.command()
-@click.argument("target", type=Parsed("registry", parse_target), metavar="REGISTRY|REPOSITORY")
+@click.argument("target", type=TARGET, metavar="REGISTRY|REPOSITORY")
 @click.option(
     "--times",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -11,7 +11,7 @@ import click
 
 from ledger.chores import ChoreState
 from ledger.errors import Conflict, LedgerUnavailable
-from ledger.references import ImageReference, parse_registry
+from ledger.references import ImageReference, parse_registry, parse_target
 from ledger.settings import Settings
 from ledger.store import Ledger
 
@@ -34,6 +34,7 @@ class Parsed(click.ParamType[_T]):
 
 
 IMAGE, HOST = Parsed("image", ImageReference.parse), Parsed("registry", parse_registry)
+TARGET = Parsed("registry", parse_target)
 
 
 def on_ledger(work: Callable[[Ledger], Awaitable[_T]]) -> _T:

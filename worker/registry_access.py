@@ -76,6 +76,11 @@ class Access:
 
 def accessing(command: _Command) -> _Command:
     """The options that say whose credentials are used, given to a command as `access`; and --json."""
+    return JSON(reaching(command))
+
+
+def reaching(command: _Command) -> _Command:
+    """The same without --json, for what prints nothing else."""
 
     @click.option("--project", help="Use the registry credentials of this project of the ledger.")
     @click.option("--docker-config", type=click.Path(path_type=Path), help="Use this docker config.json, not the user's.")
@@ -83,9 +88,8 @@ def accessing(command: _Command) -> _Command:
     @click.option(
         "--certificate", type=(HOST, str), multiple=True, metavar="REGISTRY PATH", help="Trust this CA certificate for a registry."
     )
-    @JSON
     @wraps(command)
-    def accessing(
+    def reached(
         project: str | None,
         docker_config: Path | None,
         insecure: tuple[str, ...],
@@ -98,4 +102,4 @@ def accessing(command: _Command) -> _Command:
             access=Access(project=project, docker_config=docker_config, insecure=frozenset(insecure), certificates=certificate), **named
         )
 
-    return accessing  # type: ignore[return-value]
+    return reached  # type: ignore[return-value]

@@ -1,13 +1,13 @@
 """`crabpot retention`: making, reading, approving and undoing plans; and trying a policy on a saved inventory, without any registry.
 
-All but `try` works on the ledger: what is asked for here is done by the workers, and waited for.
+All but `inventory` and `try` works on the ledger: what is asked for here is done by the workers, and waited for.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from ledger.request import problems_of
 from ledger.retention import Retention
 from ledger.store import Ledger
 from worker.command_line import HOST, WAIT, ended, on_ledger
+from worker.inventory_command import save_inventory
 from worker.retention.decisions import Action, Plan, read_plan
 from worker.retention.inventory import read_inventory
 from worker.retention.plan import plan as make
@@ -113,22 +114,25 @@ def undo(sha: str, timeout: float, as_json: bool) -> None:
 @command.command("try")
 @click.argument("policy", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--inventory", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="As `Inventory.text` has it."
+    "--inventory", required=True, type=click.File("rb"), metavar="FILE", help="What `retention inventory` printed; -: standard input."
 )
 @JSON
-def try_policy(policy: Path, inventory: Path, as_json: bool) -> None:
+def try_policy(policy: Path, inventory: BinaryIO, as_json: bool) -> None:
     """Show what a policy (YAML: one entry of a project's `retention`) would mean for a saved inventory. Nothing is asked or changed."""
     try:
         given = Retention.model_validate(read_yaml(policy.read_text()))
     except ValidationError as error:
         raise InputInvalid(problems_of(error)) from None
-    taken = read_inventory(inventory.read_text())
+    taken = read_inventory(inventory.read())
     made = make(taken, Policies((("tried", given),)), Protected(), datetime.now(UTC))
     rows = _decisions(made, {}, everything=True)
     if as_json:
         say_json({"delete": made.count(Action.DELETE), "untag": made.count(Action.UNTAG), "freed": made.freed, "decisions": rows})
     else:
         say_table(("IMAGE", "ACTION", "WHY"), ((one["image"], one["action"], "; ".join(one["reasons"])) for one in rows))
+
+
+command.add_command(save_inventory)
 
 
 def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:

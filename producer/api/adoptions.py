@@ -9,9 +9,10 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ledger.adoption import chore_of, parse_target, read_json, read_times, start
+from ledger.adoption import chore_of, read_json, read_times, start
 from ledger.errors import InputInvalid, RequestInvalid
 from ledger.fields import Frozen, RegistryHost, checked
+from ledger.references import parse_target
 from ledger.request import problems_of
 from ledger.store import Ledger
 from producer.api.body import read_capped

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,8 @@ class Kind:
         return shutil.which(self.program) or shutil.which(self.program, path=_CLUSTER)
 
     @contextlib.contextmanager
-    def run(self, folder: Path) -> Iterator[RegistryServer]:
+    def run(self, folder: Path, *, extensions: Mapping[str, Any] | None = None) -> Iterator[RegistryServer]:
+        """Extensions are zot's."""
         if self.binary is None:
             pytest.skip(f"there is no {self.program} on PATH or in {_CLUSTER}")
         if self.program != "zot":
@@ -48,6 +50,7 @@ class Kind:
             "storage": {"rootDirectory": str(folder / "data"), "gc": False, "dedupe": True},
             "http": {"address": "127.0.0.1", "port": "0", "compat": ["docker2s2"]},
             "log": {"level": "info"},
+            **({"extensions": extensions} if extensions else {}),
         }
         (folder / "config.json").write_text(json.dumps(config))
         with serving([self.binary, "serve", folder / "config.json"], r'kernel chosen port","port":(\d+)') as (port, process):

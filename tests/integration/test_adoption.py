@@ -284,7 +284,7 @@ async def test_the_command_waits_tells_and_fails_where_something_was_not_read(si
     assert (code, told["tags"], told["said"][:22]) == (0, {"told": 1}, "1 repositories, 1 tags")
     assert (await times(site))["1"][0] is Origin.TOLD
     for wrong, said in (
-        (f"{site.name}:1", "is adopted with all its tags"),
+        (f"{site.name}:1", "is meant with all its tags"),
         ("http://x", "without a scheme"),
         ("app/1", "name the registry"),
     ):

@@ -26,7 +26,8 @@ from tests.integration.registry_server import (
     scripted,
 )
 from worker.registry import Anonymous, Credentials, Descriptor, DockerConfig, RegistryClient
-from worker.registry.auth import Authorizer, Scope
+from worker.registry.auth import Authorizer
+from worker.registry.scopes import Scope
 from worker.registry.wire import Timeouts, Wire
 
 

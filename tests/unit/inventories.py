@@ -86,6 +86,9 @@ def why(made: Plan, tag: str) -> list[str]:
 
 _LIES = st.sampled_from([None, datetime(1, 1, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC), NOW + timedelta(days=400)])
 _HONEST = st.integers(0, 60).map(days)
+NEVER = datetime(1, 1, 1, tzinfo=UTC)
+"""How a registry says that something was never pulled."""
+_PULLS = st.one_of(st.none(), st.just(NEVER), _HONEST, _LIES)
 _NAMES = st.sampled_from(
     [
         "latest",
@@ -132,6 +135,7 @@ def repositories(draw: Any, name: str = NAME, *, honest: bool = False) -> Reposi
             digest=draw(st.sampled_from(found)).digest,
             pushed=draw(times),
             branch=draw(st.sampled_from([None, None, "main", "fix"])),
+            pulled=draw(_PULLS),
         )
         for tag_name in draw(st.lists(_NAMES, min_size=draw(st.integers(0, 6)), max_size=12, unique=True))
     }
@@ -159,7 +163,8 @@ def repositories(draw: Any, name: str = NAME, *, honest: bool = False) -> Reposi
     if not honest and draw(st.integers(0, 19)) == 19:
         manifests.append(Stored(digest=digest("strange"), media_type="application/x-strange", size=1))
     trouble = "the list of tags ended early" if not honest and draw(st.integers(0, 19)) == 19 else None
-    return Repository(name=name, tags=tuple(tags.values()), manifests=tuple(manifests), trouble=trouble)
+    untold = draw(st.sampled_from([None, None, "it tells no pull times"]))
+    return Repository(name=name, tags=tuple(tags.values()), manifests=tuple(manifests), trouble=trouble, untold=untold)
 
 
 @st.composite
@@ -178,6 +183,7 @@ RULES = st.one_of(
     st.builds(lambda last, tags: {"last": last, "tags": tags}, st.integers(1, 4), st.one_of(st.just(()), _PATTERNS)),
     st.builds(lambda last: {"last": last, "per_branch": "{branch}-{short_sha}"}, st.integers(1, 2)),
     st.builds(lambda within: {"within": f"{within}d"}, st.integers(0, 60)),
+    st.builds(lambda pulled, tags: {"pulled": f"{pulled}d", "tags": tags}, st.integers(0, 60), st.one_of(st.just(()), _PATTERNS)),
     st.builds(lambda matching: {"matching": matching}, _PATTERNS),
     st.builds(
         lambda versions, per, suffixes: {"versions": versions, "per": per, "suffixes": suffixes},

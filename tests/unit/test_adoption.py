@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 
-from ledger.adoption import parse_target, read_json, read_times
+from ledger.adoption import read_json, read_times
 from ledger.errors import InputInvalid
+from ledger.references import parse_target
 from ledger.retention import Retention
 from tests.unit.inventories import NOW, days, digest, goes, holding, image, inventories, judge, policies, policy, tag, tags_of
 from worker.retention.adoption import Adoption, counted, learn, said_of

@@ -24,9 +24,9 @@ from ledger.errors import (
     RegistryUnsupported,
 )
 from worker.registry.answers import Answer, parse_retry_after, refusal
-from worker.registry.auth import Scope, granted
 from worker.registry.challenges import Challenge, parse_challenges
 from worker.registry.manifests import ACCEPT, OCI_INDEX, OCI_MANIFEST, Manifest
+from worker.registry.scopes import Scope, granted
 from worker.registry.wire import api_host
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from datetime import timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.retention import Retention
-from tests.unit.inventories import NOW, RULES, goes, inventories, judge, policies, protections
+from tests.unit.inventories import NEVER, NOW, RULES, goes, inventories, judge, policies, protections
 from worker.registry.manifests import KNOWN, signature_subject
 from worker.retention.decisions import Action, Plan, RepositoryPlan, Why, read_plan
-from worker.retention.inventory import Inventory, Repository, read_inventory
+from worker.retention.inventory import Inventory, Repository, Tag, read_inventory
 from worker.retention.policy import Policies
 from worker.retention.protection import QUARANTINE, Protected
 
@@ -146,6 +147,52 @@ def test_protecting_more_never_costs_an_image(case, data):
         in_flight={**protected.in_flight, **other.in_flight},
     )
     assert _touched(judge(inventory, rules, more)) <= _touched(judge(inventory, rules, protected))
+
+
+@FEW
+@given(cases(max_share=1.0, max_count=10**6), st.data())
+def test_a_pull_more_or_one_that_is_not_known_never_costs_an_image(case, data):
+    inventory, rules, protected = case
+    before = judge(inventory, rules, protected)
+
+    def later(tag: Tag) -> Tag:
+        lately = NOW - timedelta(days=data.draw(st.integers(0, 60)))
+        known = tag.pulled if tag.pulled is not None and tag.pulled <= NOW else None
+        return replace(tag, pulled=data.draw(st.sampled_from([None, known and max(known, lately), NOW + timedelta(days=1)])))
+
+    more = replace(inventory, repositories=tuple(replace(one, tags=tuple(map(later, one.tags))) for one in inventory.repositories))
+    assert _touched(judge(more, rules, protected)) <= _touched(before)
+    assert goes(judge(more, rules, protected)) <= goes(before)
+
+
+@FEW
+@given(cases(keep=({"pulled": "20d"},)))
+def test_what_was_used_lately_or_nobody_knows_when_stays(case):
+    inventory, rules, protected = case
+    for repository, decided in pairs(inventory, judge(inventory, rules, protected)):
+        touched = {one.tag for action in (Action.DELETE, Action.UNTAG) for one in decided.of(action)}
+        for tag in repository.tags:
+            if tag.name in touched and ordinary(tag.name):
+                assert tag.pulled is not None
+                assert tag.pulled < NOW - timedelta(days=20)
+                assert tag.pushed is not None
+                assert tag.pushed < NOW - timedelta(days=20)
+
+
+@FEW
+@given(cases())
+def test_pulls_change_nothing_where_no_rule_asks_for_them(case):
+    inventory, rules, protected = case
+    [(project, policy)] = rules.entries
+    keep = [rule for rule in policy.model_dump()["keep"] if rule["pulled"] is None]
+    rules = Policies(((project, Retention(**{**policy.model_dump(), "keep": keep or [{"last": 1}]})),))
+    never = replace(
+        inventory,
+        repositories=tuple(
+            replace(one, untold=None, tags=tuple(replace(tag, pulled=NEVER) for tag in one.tags)) for one in inventory.repositories
+        ),
+    )
+    assert judge(never, rules, protected).sha256 == judge(inventory, rules, protected).sha256
 
 
 @FEW

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from ledger.errors import ProjectsInvalid
 from ledger.projects import parse_projects
-from tests.unit.inventories import NAME, NOW, days, digest, holding, image, judge, policy, tag, tags_of, why
+from tests.unit.inventories import NAME, NEVER, NOW, days, digest, holding, image, judge, policy, tag, tags_of, why
 from worker.retention.decisions import Action
 from worker.retention.inventory import parse_time
 from worker.retention.policy import Policies
@@ -77,6 +78,47 @@ def test_the_last_of_each_branch_and_what_has_no_branch():
     assert kept(ages, rule) == {"main-0000001", "a-b-0000001", "odd"}
     things = [image(1), image(2), tag("x1", 1, days(1), branch="main"), tag("x2", 2, days(2), branch="main")]
     assert tags_of(judge(holding(*things), policy(keep=[rule])), Action.DELETE) == {"x2"}
+
+
+@pytest.mark.parametrize(
+    ("pushed", "pulled", "goes"),
+    [
+        (90, days(40), True),
+        (90, days(30), False),
+        (90, days(1), False),
+        (90, NEVER, True),  # then its push counts
+        (40, datetime(1970, 1, 1, tzinfo=UTC), True),  # so zot says never
+        (20, NEVER, False),
+        (20, days(40), False),  # a tag that was put lately on what was pulled long ago
+        (90, None, False),
+        (90, NOW + timedelta(days=1), False),
+        (90, NOW + timedelta(minutes=5), False),
+    ],
+)
+def test_what_was_pulled_or_pushed_within_a_time_stays_and_what_nobody_knows_of(pushed, pulled, goes):
+    things = [image("new"), image("old"), tag("new", "new", days(1)), tag("old", "old", days(pushed), pulled=pulled)]
+    made = judge(holding(*things), policy(keep=[{"matching": ["none"]}, {"pulled": "30d"}]))
+    assert tags_of(made, Action.DELETE) == ({"old"} if goes else set())
+    unknown = pulled is None or pulled > NOW + timedelta(hours=1)
+    expected = ["rule: keep.1: pulled 30d", *(["unknown pull time"] if unknown else [])]
+    assert why(made, "old") == (["condemned: delete: *"] if goes else expected)
+
+
+def test_a_plan_says_why_nobody_knows_when_something_was_pulled():
+    things = [image(1), image(2), tag("a", 1, days(1)), tag("b", 2, days(90)), tag("x", 2, days(90), pulled=NEVER)]
+    inventory = holding(*things)
+    [repository] = inventory.repositories
+    untold = replace(inventory, repositories=(replace(repository, untold="registry.example.com tells no pull times"),))
+    made = judge(untold, policy(keep=[{"pulled": "30d", "tags": ["b"]}]))
+    assert why(made, "b") == ["rule: keep.0: pulled 30d of b", "unknown pull time: registry.example.com tells no pull times"]
+    assert tags_of(made, Action.UNTAG) == {"x"}
+
+
+def test_only_policies_with_such_a_rule_ask_for_pulls():
+    asking = policy(keep=[{"last": 1}, {"pulled": "30d"}])
+    assert asking.asks_for_pulls(NAME)
+    assert not asking.asks_for_pulls(f"{NAME}-other")
+    assert not policy(keep=[{"last": 1}]).asks_for_pulls(NAME)
 
 
 def test_what_stays_is_what_any_rule_keeps_and_says_all():

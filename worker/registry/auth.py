@@ -7,15 +7,11 @@ the flow, so it is looked for here: in the token where it can be read, else in a
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 import re
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from ledger.errors import ReadOnly, RegistryConfused, RegistryDenied
@@ -23,6 +19,7 @@ from worker.registry.answers import Answer, refusal
 from worker.registry.challenges import Challenge, parse_challenges
 from worker.registry.credentials import Credential, Credentials
 from worker.registry.manifests import parse_object
+from worker.registry.scopes import Scope, check_grant
 from worker.registry.wire import Wire
 
 _TOKEN_LIFE = 60.0
@@ -31,20 +28,9 @@ _BASIC_LIFE = 60.0
 """Seconds that a looked-up user and password are used, so that a credential helper does not run for every request."""
 _MAX_TOKEN = 1024 * 1024
 _MAX_GRANTS = 1000
+_BASIC = Challenge("basic")
 READING = frozenset({"GET", "HEAD"})
 ANY = READING | {"PUT", "POST", "PATCH", "DELETE"}
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Rights on one thing: `repository:team/app:pull,push`."""
-
-    name: str
-    actions: tuple[str, ...]
-    kind: str = "repository"
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.name}:{','.join(self.actions)}"
 
 
 @dataclass(slots=True)
@@ -115,6 +101,23 @@ class Authorizer:
             raise _denied(registry, scopes, self._challenges[registry], renewed)
         return answer
 
+    async def ask_aside(self, registry: str, path: str, repository: str, *, limit: int) -> Answer:
+        """GET something of a registry beside the protocol with the user and password that open a repository: Harbor's API takes no token.
+
+        They go to no host that is not given them anyway, so it is RegistryDenied where the registry has its tokens made on another one. A 401
+        is the caller's: nothing else is tried.
+        """
+        if registry not in self._challenges:
+            await self.ping(registry)
+        challenge, base = self._challenges[registry], self._wire.base(registry)
+        if challenge is not None and challenge.scheme == "bearer":
+            realm = self._realm(registry, challenge.parameters.get("realm", ""))
+            if realm.hostname != urlsplit(base).hostname:
+                raise RegistryDenied(f"{registry} has its tokens made by {realm.hostname}; it is not sent the password itself")
+        # A grant of its own, and not the one of a token for the same repository.
+        sent = await self._authorization(registry, (Scope(repository, (), kind="api"),), challenge and _BASIC)
+        return await self._wire.send("GET", base + path, headers=_header(sent), limit=limit)
+
     async def upload(
         self, registry: str, path: str, *scopes: Scope, content: AsyncIterable[bytes], headers: Mapping[str, str] | None = None
     ) -> Answer:
@@ -148,19 +151,18 @@ class Authorizer:
         """The Authorization by what is known of the registry; it is pinged when it is asked for the first time."""
         if registry not in self._challenges:
             await self.ping(registry)
-        return await self._authorization(registry, scopes)
+        return await self._authorization(registry, scopes, self._challenges[registry])
 
     async def _renewed(self, registry: str, scopes: tuple[Scope, ...], sent: str | None, answer: Answer) -> str:
         """Another Authorization than the one that a 401 answered; RegistryDenied where there is none to try."""
         self._challenges[registry] = challenge = _pick(registry, answer)
         self._forget(registry, scopes, sent)
-        renewed = await self._authorization(registry, scopes)
+        renewed = await self._authorization(registry, scopes, challenge)
         if renewed is None or (renewed == sent and challenge.scheme == "basic"):
             raise _denied(registry, scopes, challenge, renewed)
         return renewed
 
-    async def _authorization(self, registry: str, scopes: tuple[Scope, ...]) -> str | None:
-        challenge = self._challenges[registry]
+    async def _authorization(self, registry: str, scopes: tuple[Scope, ...], challenge: Challenge | None) -> str | None:
         if challenge is None:
             return None
         grant = self._grants.setdefault((registry, frozenset(scopes)), _Grant())
@@ -221,7 +223,7 @@ class Authorizer:
         token = given.get("token") or given.get("access_token")
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise RegistryConfused(f"cannot {doing}: the token server {answer.host} answered without a token")
-        _check_grant(registry, token, scopes)
+        check_grant(registry, token, scopes)
         life = given.get("expires_in")
         return token, float(life) if isinstance(life, int | float) and life > 0 else _TOKEN_LIFE
 
@@ -238,28 +240,6 @@ class Authorizer:
                 f"{registry} names a token server that speaks plain HTTP ({url.hostname}); the credential is not sent there"
             )
         return url
-
-
-def granted(token: str) -> list[tuple[str, str, frozenset[str]]] | None:
-    """Kind, name and actions that a token says it grants (its JWT's `access` claim); None where it does not say."""
-    try:
-        payload = token.split(".")[1]
-        access: Any = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["access"]
-        return [(str(one["type"]), str(one["name"]), frozenset(one["actions"] or ())) for one in access]
-    except (IndexError, KeyError, TypeError, ValueError, RecursionError, binascii.Error):
-        return None
-
-
-def _check_grant(registry: str, token: str, scopes: tuple[Scope, ...]) -> None:
-    """RegistryDenied for a token that says it grants less. Names that it does not mention are the registry's to judge: a proxy may rewrite them."""
-    access = granted(token)
-    if access is None:
-        return
-    for scope in scopes:
-        here = [actions for kind, name, actions in access if (kind, name) == (scope.kind, scope.name)]
-        if (here or not access) and not any("*" in actions or actions.issuperset(scope.actions) for actions in here):
-            got = ",".join(sorted(frozenset().union(*here))) or "nothing"
-            raise RegistryDenied(f"the credential for {registry} grants {got} on {scope.name}, and {','.join(scope.actions)} is needed")
 
 
 def _pick(registry: str, answer: Answer) -> Challenge:

@@ -12,10 +12,11 @@ from typing import ClassVar
 from ledger.errors import ManifestUnknown, RegistryConfused, RegistryDenied, RegistryError, RegistryUnavailable, RegistryUnsupported
 from ledger.references import ImageReference
 from worker.registry.answers import Answer, refusal
-from worker.registry.auth import ANY, Scope
+from worker.registry.auth import ANY
 from worker.registry.listing import local_path
 from worker.registry.manifests import Descriptor, digest_of
 from worker.registry.reader import RegistryReader, check_digest, digest_header, manifest_path, path_of, scope_of
+from worker.registry.scopes import Scope
 
 _GONE = (200, 202, 204)
 

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from ledger.errors import RegistryConfused
-from worker.registry.answers import refusal
-from worker.registry.auth import Authorizer, Scope
+from worker.registry.answers import Answer, refusal
+from worker.registry.auth import Authorizer
 from worker.registry.manifests import parse_object
+from worker.registry.scopes import Scope
 
 _MAX_PAGE = 64 * 1024 * 1024  # distribution 2.8 answers all tags in one page
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*?\brel="?next"?', re.IGNORECASE)
@@ -32,6 +33,11 @@ async def pages(authorizer: Authorizer, base: str, registry: str, path: str, sco
         if following is None:
             raise RegistryConfused(f"{registry} names another host for the rest of its list")
         path = following
+
+
+def has_next(answer: Answer) -> bool:
+    """Whether a page of a list says that there is another."""
+    return _NEXT.search(answer.headers.get("link", "")) is not None
 
 
 def local_path(base: str, path: str, location: str) -> str | None:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -17,11 +18,14 @@ from typing import Any, ClassVar, Self
 from ledger.errors import ManifestUnknown, RegistryConfused, RegistryUnsupported
 from ledger.references import ImageReference, parse_digest, parse_repository, parse_tag
 from worker.registry.answers import Answer, refusal
-from worker.registry.auth import READING, Authorizer, Scope
+from worker.registry.auth import READING, Authorizer
 from worker.registry.credentials import Credentials
 from worker.registry.listing import pages
 from worker.registry.manifests import ACCEPT, Descriptor, Manifest, descriptors, digest_of, fallback_tag, media_type_of, parse_object
 from worker.registry.pace import IMPATIENT, Budgets, Patience
+from worker.registry.products import product_of
+from worker.registry.pulls import Pulls, pulls_of
+from worker.registry.scopes import Scope
 from worker.registry.wire import Timeouts, Wire, is_hub
 
 _MAX_MANIFEST = 4 * 1024 * 1024  # what the specification asks registries to take
@@ -223,16 +227,11 @@ class RegistryReader:
 
     async def collector(self, registry: str) -> str | None:
         """`Harbor` or `zot` where a registry is one of these, which collect their own garbage; None: it shows no sign of it."""
-        ping = await self._wire.send("GET", f"{self._wire.base(registry)}/api/v2.0/ping", headers={})
-        if ping.status == 200 and ping.body.strip(b'" \n') == b"Pong":
-            return "Harbor"
-        # zot's management extension is open to all, so that clients learn how to log in.
-        management = await self._wire.send("GET", f"{self._wire.base(registry)}/v2/_zot/ext/mgmt", headers={})
-        if management.status == 200 and b'"distSpecVersion"' in management.body:
-            return "zot"
-        # Without the extension its answers still allow browsers a header of its own.
-        listed = await self._authorizer.send("GET", registry, "/v2/_catalog?n=1", Scope("catalog", ("*",), kind="registry"))
-        return "zot" if "x-zot-" in listed.headers.get("access-control-allow-headers", "").lower() else None
+        return await product_of(self._wire, self._authorizer, registry)
+
+    async def pulls(self, product: str | None, repository: ImageReference, now: datetime) -> Pulls:
+        """When a repository's tags were last pulled, as a registry of this product tells it. RegistryUnsupported: it does not; RegistryError."""
+        return await pulls_of(self._authorizer, product, repository, now)
 
     @asynccontextmanager
     async def blob(self, image: ImageReference, blob: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -40,6 +40,8 @@ class Why(StrEnum):
     """Something of the repository could not be read or understood, so nothing in it goes."""
     UNKNOWN_TIME = "unknown time"
     """Nobody knows when it was pushed, or the date that it bears cannot be one."""
+    UNKNOWN_PULL = "unknown pull time"
+    """A rule asks when it was pulled, and nobody knows."""
     RULE = "rule"
     PROTECTED = "protected"
     """A pattern of the policy's `protect`."""

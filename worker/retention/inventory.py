@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from ledger.ages import credible, is_to_come
 from ledger.errors import InputInvalid
 
 VERSION = 1
@@ -66,6 +67,8 @@ class Tag:
     origin: Origin | None = None
     branch: str | None = None
     """The branch of our own push."""
+    pulled: datetime | None = None
+    """When the registry last saw it pulled, the year 1 where never; None where the registry does not tell, or was not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ class Repository:
     manifests: tuple[Stored, ...] = ()
     trouble: str | None = None
     """What could not be read. Then nothing in the repository may be deleted, whatever else is known of it."""
+    untold: str | None = None
+    """Why the registry does not tell when tags were pulled, where it was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +99,7 @@ class Inventory:
         return json.dumps(_inventory(self), separators=(",", ":"), sort_keys=True)
 
 
-def read_inventory(text: str) -> Inventory:
+def read_inventory(text: str | bytes) -> Inventory:
     """Read the stored form; InputInvalid says what is wrong with it."""
     try:
         given = json.loads(text)
@@ -106,8 +111,16 @@ def read_inventory(text: str) -> Inventory:
             untags=bool(given["untags"]),
             repositories=tuple(_read_repository(one) for one in given["repositories"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise InputInvalid(f"this is no stored inventory ({type(error).__name__}: {error})") from None
+
+
+def last_use(tag: Tag, now: datetime) -> datetime | None:
+    """When a tag was pulled or pushed last; None where one of the two is not known, or cannot be."""
+    if tag.pulled is None or is_to_come(tag.pulled, now):
+        return None
+    pushed = credible(tag.pushed, now)
+    return None if pushed is None else max(tag.pulled, pushed)
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -131,11 +144,19 @@ def _inventory(inventory: Inventory) -> dict[str, Any]:
             {
                 "name": repository.name,
                 "tags": [
-                    _without_none(name=tag.name, digest=tag.digest, pushed=_iso(tag.pushed), origin=tag.origin, branch=tag.branch)
+                    _without_none(
+                        name=tag.name,
+                        digest=tag.digest,
+                        pushed=_iso(tag.pushed),
+                        origin=tag.origin,
+                        branch=tag.branch,
+                        pulled=_iso(tag.pulled),
+                    )
                     for tag in repository.tags
                 ],
                 "manifests": [_manifest(manifest) for manifest in repository.manifests],
                 "trouble": repository.trouble,
+                **_without_none(untold=repository.untold),
             }
             for repository in inventory.repositories
         ],
@@ -158,6 +179,7 @@ def _read_repository(given: Mapping[str, Any]) -> Repository:
     return Repository(
         name=given["name"],
         trouble=given["trouble"],
+        untold=given.get("untold"),
         tags=tuple(
             Tag(
                 name=tag["name"],
@@ -165,6 +187,7 @@ def _read_repository(given: Mapping[str, Any]) -> Repository:
                 pushed=_time(tag.get("pushed")),
                 origin=Origin(tag["origin"]) if "origin" in tag else None,
                 branch=tag.get("branch"),
+                pulled=_time(tag.get("pulled")),
             )
             for tag in given["tags"]
         ),

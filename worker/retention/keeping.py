@@ -11,10 +11,11 @@ from datetime import datetime
 
 from ledger.ages import credible
 from ledger.patterns import tag_pattern
+from ledger.references import marked_name
 from ledger.retention import Retention
 from worker.retention.decisions import Reason, Why
-from worker.retention.inventory import Tag
-from worker.retention.policy import kept_by, newest_images, rule_words, younger
+from worker.retention.inventory import Repository, Tag
+from worker.retention.policy import kept_by, newest_images, of_unknown_use, rule_words, younger
 from worker.retention.protection import Protected, Web
 
 Held = Mapping[str, tuple[Reason, ...]]
@@ -82,15 +83,16 @@ def held_outside(web: Web, protected: Protected) -> Held:
 
 
 def reasons_to_stay(
-    policy: Retention, tags: Sequence[Tag], named: Sequence[int], repository: str, protected: Protected, held: Held, now: datetime
+    policy: Retention, tags: Sequence[Tag], named: Sequence[int], repository: Repository, protected: Protected, held: Held, now: datetime
 ) -> Tally:
-    """For each of the tags, newest first, every reason to stay that does not come from others. None: it is condemned.
+    """For each of a repository's tags, newest first, every reason to stay that does not come from others. None: it is condemned.
 
     `named` is the place of the pattern of `delete` that names each tag, -1 where none does.
     """
     found, every = Tally(len(tags)), range(len(tags))
     for rule, words in zip(policy.keep, rule_words(policy), strict=True):
         found.note(kept_by(rule, tags, now), Reason(Why.RULE, words))
+    found.note(of_unknown_use(policy, tags, now), Reason(Why.UNKNOWN_PULL, repository.untold or ""))
     found.note(newest_images(policy.minimum, tags, every), Reason(Why.MINIMUM, f"the newest {policy.minimum} stay"))
     found.note(younger(policy.grace_age, tags, every, now), Reason(Why.GRACE, f"pushed within {policy.grace}"))
     for pattern in policy.protect:
@@ -103,8 +105,9 @@ def reasons_to_stay(
             if tag.digest in held:
                 found.note((place,), *held[tag.digest])
     if names := protected.marks:
+        repository_name = marked_name(repository.name)
         for place, tag in enumerate(tags):
-            if (name := f"{repository}:{tag.name}") in names:
+            if (name := f"{repository_name}:{tag.name}") in names:
                 found.note((place,), *protected.reasons(name))
     return found
 

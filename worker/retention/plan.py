@@ -54,7 +54,7 @@ def _judge(
     if unsure := missing_time(tags, named):
         return _all_kept(repository, web, Reason(Why.TROUBLE, f"nobody knows when {unsure.name} was pushed"))
     held = held_outside(web, protected)
-    reasons = reasons_to_stay(policy, tags, named, marked_name(repository.name), protected, held, now)
+    reasons = reasons_to_stay(policy, tags, named, repository, protected, held, now)
     untagged = {one.digest: () if one.digest in binned else _untagged(web, one, policy, now) for one in web.untagged()}
     alone = {digest: (*held.get(digest, ()), *why) for digest, why in untagged.items()}
     _hold_back(policy, web, tags, reasons, alone, binned)

@@ -25,6 +25,7 @@ from worker.retention.inventory import Inventory, Repository
 from worker.retention.plan import plan
 from worker.retention.policy import Policies
 from worker.retention.protection import Protected
+from worker.retention.pulled import ask_pulls, with_pulls
 from worker.retention.remembered import Remembered
 from worker.retention.running import under_all_names
 from worker.retention.scope import find_repositories, referrers_of
@@ -81,7 +82,8 @@ async def look(
     for name in dict.fromkeys(owners.values()):
         reader = place.long_work.reader(name, projects[name], registry)
         paths = sorted(path for path, owner in owners.items() if owner == name)
-        inventory = await survey(reader, registry, paths, memory, now, tag_age=tag_age)
+        pulls = await ask_pulls(reader, registry, [path for path in paths if policies.asks_for_pulls(f"{registry}/{path}")], now)
+        inventory = with_pulls(await survey(reader, registry, paths, memory, now, tag_age=tag_age), pulls)
         first = plan(inventory, policies, protected, now)
         try:
             also = await referrers_of(reader, first)
@@ -89,7 +91,8 @@ async def look(
             found += [replace(one, trouble=str(error)) for one in inventory.repositories]
             continue
         if also:
-            inventory = await survey(reader, registry, paths, memory, now, tag_age=max(tag_age, timedelta(minutes=1)), also=also)
+            lately = max(tag_age, timedelta(minutes=1))
+            inventory = with_pulls(await survey(reader, registry, paths, memory, now, tag_age=lately, also=also), pulls)
         found += inventory.repositories
     if binned:
         hidden = set(binned.values())

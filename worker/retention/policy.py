@@ -16,7 +16,7 @@ from ledger.patterns import branch_template, is_plain, repository_pattern, tag_p
 from ledger.projects import ProjectSettings
 from ledger.quantities import parse_duration
 from ledger.retention import Keep, Retention
-from worker.retention.inventory import Origin, Tag
+from worker.retention.inventory import Origin, Tag, last_use
 
 _VERSION = re.compile(r"v?(\d{1,18})\.(\d{1,18})\.(\d{1,18})([-_+.][0-9A-Za-z._+-]+)?", re.ASCII)
 _LINE = re.compile(r"v?(\d{1,18})(?:\.(\d{1,18}))?", re.ASCII)
@@ -39,6 +39,10 @@ class Policies:
             if project not in found and any(repository_pattern(pattern)(repository) for pattern in policy.repositories):
                 found[project] = policy
         return tuple(found.items())
+
+    def asks_for_pulls(self, repository: str) -> bool:
+        """Whether a policy that names a repository wants to know when its tags were pulled."""
+        return any(policy.asks_for_pulls for _, policy in self.naming(repository))
 
     def plain_names(self) -> frozenset[str]:
         """Repositories that policies name without a pattern: they need no catalog to be found."""
@@ -68,9 +72,18 @@ def kept_by(rule: Keep, newest_first: Sequence[Tag], now: datetime) -> Iterable[
         return newest_images(rule.last, newest_first, looked_at)
     if rule.within is not None:
         return younger(timedelta(seconds=parse_duration(rule.within)), newest_first, looked_at, now)
+    if rule.pulled is not None:
+        return _used_since(now - timedelta(seconds=parse_duration(rule.pulled)), newest_first, looked_at, now)
     if rule.versions is not None:
         return _versions(rule, newest_first, looked_at)
     return looked_at
+
+
+def of_unknown_use(policy: Retention, newest_first: Sequence[Tag], now: datetime) -> Iterable[int]:
+    """The places of the tags that a rule `pulled` keeps because nobody knows when they were used last."""
+    rules = [rule for rule in policy.keep if rule.pulled is not None]
+    found = {place for rule in rules for place in _scope(rule, newest_first) if last_use(newest_first[place], now) is None}
+    return sorted(found)
 
 
 def newest_images(count: int, newest_first: Sequence[Tag], looked_at: Sequence[int]) -> Iterator[int]:
@@ -96,6 +109,11 @@ def younger(age: timedelta, newest_first: Sequence[Tag], looked_at: Sequence[int
     since = now - age
     yield from takewhile(lambda place: (at := newest_first[place].pushed) is not None and at >= since, looked_at)
     yield from _untimed(newest_first, looked_at)
+
+
+def _used_since(since: datetime, tags: Sequence[Tag], looked_at: Iterable[int], now: datetime) -> Iterator[int]:
+    """What was pulled or pushed since then, or nobody knows when."""
+    return (place for place in looked_at if (at := last_use(tags[place], now)) is None or at >= since)
 
 
 def _untimed(newest_first: Sequence[Tag], looked_at: Sequence[int]) -> Iterator[int]:
@@ -166,6 +184,8 @@ def _words(rule: Keep) -> str:
         return f"last {rule.last}{f' per {rule.per_branch}' if rule.per_branch else ''}{among}"
     if rule.within is not None:
         return f"within {rule.within}{among}"
+    if rule.pulled is not None:
+        return f"pulled {rule.pulled}{among}"
     if rule.versions is not None:
         return f"{rule.versions} versions{f' per {rule.per}' if rule.per else ''}{among}"
     return f"matching {' '.join(rule.matching or ())}"
