@@ -6,6 +6,7 @@ import getpass
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -53,6 +54,11 @@ def say_table(header: Sequence[str], rows: Iterable[Sequence[str]], colours: Map
     for row in lines:
         table.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
     Console().print(table)
+
+
+def say_time(at: datetime | None) -> str:
+    """A moment for people, with its zone: the ledger's times are in UTC."""
+    return f"{at:%Y-%m-%d %H:%M} UTC" if at else ""
 
 
 def say_size(size: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import click
 
-from ledger.console import JSON, me, say_json, say_table
+from ledger.console import JSON, me, say_json, say_table, say_time
 from ledger.errors import LedgerUnavailable, ManifestUnknown, NotFound, RegistryError
 from ledger.references import ImageReference, parse_mark
 from ledger.store import Ledger
@@ -59,7 +59,7 @@ def list_pins(as_json: bool) -> None:
     if as_json:
         say_json([one.told() for one in found])
         return
-    rows = ((one.image or one.mark, one.by or "", f"{one.at:%Y-%m-%d %H:%M}" if one.at else "", one.why) for one in found)
+    rows = ((one.image or one.mark, one.by or "", say_time(one.at), one.why) for one in found)
     say_table(("IMAGE", "BY", "PINNED", "REASON"), rows)
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import click
 from pydantic import ValidationError
 
-from ledger.console import JSON, me, say_json, say_size, say_table
+from ledger.console import JSON, me, say_json, say_size, say_table, say_time
 from ledger.documents import read_yaml
 from ledger.errors import InputInvalid
 from ledger.plans import StoredPlan
@@ -71,9 +71,12 @@ def show(sha: str, everything: bool, as_json: bool) -> None:
     if as_json:
         say_json({**stored.told(), "decisions": _decisions(made, report, everything=everything)})
         return
-    click.echo(f"{stored.sha256}  {stored.registry}  {stored.state}  {stored.made:%Y-%m-%d %H:%M}")
+    click.echo(f"{stored.sha256}  {stored.registry}  {stored.state}  {say_time(stored.made)}")
     for why in stored.totals.get("review", ()):
         click.echo(f"to be approved: {why}")
+    for one in made.repositories:
+        if one.freed:
+            click.echo(f"frees at most: {say_size(one.freed)} of {one.name}")
     rows = _decisions(made, report, everything=everything)
     say_table(
         ("IMAGE", "ACTION", "WHY", "OUTCOME"), ((one["image"], one["action"], "; ".join(one["reasons"]), one["outcome"]) for one in rows)
@@ -140,7 +143,7 @@ def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:
         say_json([one.told() for one in plans])
         return
     rows = (
-        (one.sha256[:12], one.registry, str(one.state), f"{one.made:%Y-%m-%d %H:%M}", str(one.totals.get("delete", "")),
+        (one.sha256[:12], one.registry, str(one.state), say_time(one.made), str(one.totals.get("delete", "")),
          str(one.totals.get("untag", "")), say_size(int(one.totals.get("freed", 0))), "; ".join(one.totals.get("review", ())))
         for one in plans
     )  # fmt: skip

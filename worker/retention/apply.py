@@ -166,7 +166,7 @@ class _Applying:
                 return False
             await self._take(client, tag, digest)
         name = str(self._image.with_digest(digest))
-        await self._write(entry.model_copy(update={"state": BinState.BINNED}), {name: f"binned until {entry.until:%Y-%m-%d %H:%M}"})
+        await self._write(entry.model_copy(update={"state": BinState.BINNED}), {name: f"binned until {entry.until:%Y-%m-%d %H:%M} UTC"})
         return True
 
     async def _untag(self, client: RegistryClient, tag: str, digest: str) -> None:

@@ -65,7 +65,7 @@ async def _put_off(place: Place, claim: Claim, entries: Sequence[BinEntry], why:
     keys, until = place.ledger.connection.keys, await place.ledger.now() + _PUT_OFF
     for entry in entries:
         told = place.ledger.plans.reported(
-            entry.plan, {f"{entry.repository}@{entry.digest}": f"binned until {until:%Y-%m-%d %H:%M}: {why}"}
+            entry.plan, {f"{entry.repository}@{entry.digest}": f"binned until {until:%Y-%m-%d %H:%M} UTC: {why}"}
         )
         await claim.write(commands=[*put(keys, entry.model_copy(update={"until": until, "state": BinState.BINNED})), *told])
 
