@@ -14,8 +14,8 @@ from ledger.collected import CollectedOnThisMachine, CollectsItself
 from ledger.projects import Projects, parse_projects
 from tests.conftest import PROJECTS
 from tests.event_schemas import validate
+from tests.integration.kept_registry import KeptRegistry as RegistryPlace
 from tests.integration.registry_kinds import KINDS as KINDS_OF_REGISTRIES
-from tests.integration.test_collect_local import Place as RegistryPlace
 from tests.integration.test_collect_local import place as registry_place  # noqa: F401 - a fixture
 from tests.scripted_cluster import ScriptedCluster
 from worker.chores import go_on
