@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from ledger.collected import CollectedHere
+from ledger.chores import ChoreState
+from ledger.collected import CHORES, CollectedHere, CollectedOnThisMachine
 from ledger.evidence import Evidence
 from ledger.store import Ledger
+from worker.chores import go_on
 from worker.collect.doors import Doors
+from worker.collect.local import LocalSite
 from worker.collect.running import Work, advance
 from worker.collect.site import Site
 from worker.collect.steps import Collection, Purpose, Step, begin
+from worker.kinds import KINDS
+from worker.place import Place
 from worker.registry.credentials import Credentials
 from worker.registry.reader import RegistryReader
 
@@ -62,9 +68,10 @@ async def drive(
         around(f"save {state.step}")
         states.append(state)
 
-    async def ours() -> None:
-        pass
-
+    name = f"{CHORES['run']}:{settings.registry}"
+    await ledger.chores.start(name, settings.registry)
+    claim = await ledger.chores.claim(name)
+    assert not isinstance(claim, str), claim
     insecure = frozenset({settings.registry} if settings.access.insecure else ())
     try:
         async with asyncio.timeout(seconds):
@@ -72,7 +79,7 @@ async def drive(
                 async with RegistryReader(credentials, insecure=insecure) as reader:
                     told: Any = Told(site, around)
                     doors = Doors(settings.registry, settings.access, credentials)
-                    work = Work(settings, told, doors, reader, ledger.holds, Evidence(ledger.connection), ours)
+                    work = Work(settings, told, doors, reader, ledger.holds, Evidence(ledger.connection), claim)
                     try:
                         await save(await advance(work, states[-1], await ledger.now(), save))
                     except Killed:
@@ -81,4 +88,39 @@ async def drive(
                     await asyncio.sleep(pause)
     except TimeoutError:
         raise AssertionError(f"the run has no end: {states[-1]!r}") from None
+    await claim.end(ChoreState.DONE)
     return states
+
+
+async def to_its_end(place: Place, name: str, *, until: Step | None = None) -> None:
+    """A run as a chore, a step at a time, as workers do whom the leader sends; to its end or up to a step. The next run is
+    left to others.
+    """
+    registry = name.partition(":")[2]
+    settings = (await place.ledger.site()).collected(registry)
+    first = await place.ledger.chores.read(name)
+    while (chore := await place.ledger.chores.read(name)).state is ChoreState.WAITING and chore.created == first.created:
+        if until is not None and (chore.progress.get("state") or {}).get("step") == until:
+            return
+        if isinstance(settings, CollectedOnThisMachine):
+            # So a step is taken once, and each run passes the same points.
+            await stands_still(settings)
+        elif chore.said:
+            await asyncio.sleep(0.2)
+        await place.ledger.connection.command("ZADD", place.ledger.connection.keys.chores, "XX", 0, name)
+        await go_on(place, name, KINDS, seconds=0)
+
+
+async def stands_still(settings: CollectedOnThisMachine) -> None:
+    """Until the registry's process is the one that is wanted, and listens."""
+    site, host, before = LocalSite(settings), settings.registry.rpartition(":"), None
+    while True:
+        standing = await site.standing()
+        if standing.unsettled is None and standing.doors == before:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(host[0], int(host[2]))
+                writer.close()
+                await writer.wait_closed()
+                return
+        before = standing.doors
+        await asyncio.sleep(0.02)

@@ -63,6 +63,10 @@ class KeptRegistry:
         """It is read-write, and all that was pushed can be read, past any memory of the registry's."""
         until(lambda: not self.settings.marker.exists() and self.server.serves(), "it serves, and is not told to be read-only")
         self.server.push_image("team/after", "v1", layers=(b"after",))
+        self.read_all()
+
+    def read_all(self) -> None:
+        """All that was pushed can be read, byte for byte."""
         with self.server.http() as http:
             for repository, raw in self.kept:
                 assert http.get(f"{repository}/manifests/{digest_of(raw)}", headers={"Accept": OCI_MANIFEST}).content == raw
