@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -60,9 +61,11 @@ async def drive(
     run: str = "r1",
     seconds: float = 30.0,
     pause: float = 0.05,
+    states: list[Collection] | None = None,
 ) -> list[Collection]:
     """A run to its end, from what was written, however often its worker is killed; the states that were written."""
-    states = [begin(settings.registry, purpose, run, await ledger.now())]
+    states = [] if states is None else states
+    states.append(begin(settings.registry, purpose, run, await ledger.now()))
 
     async def save(state: Collection) -> None:
         around(f"save {state.step}")
@@ -73,10 +76,11 @@ async def drive(
     claim = await ledger.chores.claim(name)
     assert not isinstance(claim, str), claim
     insecure = frozenset({settings.registry} if settings.access.insecure else ())
+    certificates = {settings.registry: str(settings.access.certificate)} if settings.access.certificate else {}
     try:
         async with asyncio.timeout(seconds):
             while states[-1].step is not Step.DONE:
-                async with RegistryReader(credentials, insecure=insecure) as reader:
+                async with RegistryReader(credentials, insecure=insecure, certificates=certificates) as reader:
                     told: Any = Told(site, around)
                     doors = Doors(settings.registry, settings.access, credentials)
                     work = Work(settings, told, doors, reader, ledger.holds, Evidence(ledger.connection), claim)
@@ -92,14 +96,17 @@ async def drive(
     return states
 
 
-async def to_its_end(place: Place, name: str, *, until: Step | None = None) -> None:
+async def to_its_end(place: Place, name: str, *, until: Step | None = None, bits: int | None = None) -> None:
     """A run as a chore, a step at a time, as workers do whom the leader sends; to its end or up to a step. The next run is
     left to others.
     """
     registry = name.partition(":")[2]
     settings = (await place.ledger.site()).collected(registry)
+    left = itertools.count() if bits is None else iter(range(bits))
     first = await place.ledger.chores.read(name)
     while (chore := await place.ledger.chores.read(name)).state is ChoreState.WAITING and chore.created == first.created:
+        if next(left, None) is None:
+            return
         if until is not None and (chore.progress.get("state") or {}).get("step") == until:
             return
         if isinstance(settings, CollectedOnThisMachine):

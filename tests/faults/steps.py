@@ -52,8 +52,8 @@ async def _chore(place: Place, name: str) -> None:
     await go_on(place, name, KINDS)
 
 
-async def _collect(place: Place, name: str) -> None:
-    await to_its_end(place, name)
+async def _collect(place: Place, name: str, bits: int | None = None) -> None:
+    await to_its_end(place, name, bits=bits)
 
 
 async def _cancel(place: Place, build: str) -> None:

@@ -160,8 +160,11 @@ class KubernetesSite:
         if answer.definite and answer.status == 404:
             if resumed:
                 return Lost(f"somebody has deleted the Job {name}")
-            flags = ("--dry-run",) if beside else ()
-            body = (await self._workload()).job(name, run, self._command(*flags), beside=beside)
+            flags, workload = ("--dry-run",) if beside else (), await self._workload()
+            closed = None if beside else [pod for pod in await self._pods() if self._is_closed_by(workload, pod, run)]
+            if closed == []:
+                return No("no pod of the registry is closed by this run")
+            body = workload.job(name, run, self._command(*flags), closed)
             answer = await self._api.call("POST", self._jobs, body=body)
             if answer.definite and answer.status in (403, 422):
                 return No(f"the Job {name} was refused: {answer.message}")
@@ -226,6 +229,9 @@ class KubernetesSite:
     def _is_ours(self, workload: Workload, pod: Json) -> bool:
         labels = pod["metadata"].get("labels") or {}
         return all(labels.get(key) == value for key, value in workload.body["spec"]["selector"]["matchLabels"].items())
+
+    def _is_closed_by(self, workload: Workload, pod: Json, run: str) -> bool:
+        return self._is_ours(workload, pod) and (pod["metadata"].get("labels") or {}).get(CLOSED) == run and not has_ended(pod)
 
     def _stranger(self, workload: Workload, pods: Sequence[Json]) -> str | None:
         """A pod that mounts the claim and is neither the registry's nor a sweep."""
