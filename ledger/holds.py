@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from typing import Self
 
 from ledger.build import moment
+from ledger.chores import Claim
 from ledger.codec import pairs
 from ledger.connection import Connection
 from ledger.deadlines import covered
-from ledger.errors import RegistryHeld
+from ledger.errors import ChoreLost, RegistryHeld
 from ledger.events import QueueEvent, queue_event
 
 
@@ -46,10 +47,16 @@ class Holds:
     def __init__(self, connection: Connection, event_stream_length: int) -> None:
         self._connection, self._keys, self._length = connection, connection.keys, event_stream_length
 
-    async def take(self, registries: Sequence[str], by: str, ttl: timedelta) -> datetime:
-        """Hold registries (all names of one) for that time from now, or hold them longer; since when. RegistryHeld: somebody else does."""
+    async def take(self, registries: Sequence[str], by: str, ttl: timedelta, *, claim: Claim | None = None) -> datetime:
+        """Hold registries (all names of one) for that time from now, or hold them longer; since when. RegistryHeld: somebody else does.
+
+        With a claim, only while that stands, else ChoreLost: a worker that slept would hold builds for a run that is over.
+        """
         event = queue_event(QueueEvent.HELD, f"registry/{registries[0]}")
-        answer = await self._connection.run("hold", by, round(ttl.total_seconds() * 1000), self._length, event, *registries)
+        under = (claim.chore.name, claim.chore.fence) if claim else ("", "")
+        answer = await self._connection.run("hold", by, round(ttl.total_seconds() * 1000), self._length, event, *under, *registries)
+        if answer[0] == -1:
+            raise ChoreLost(f"the hold of {registries[0]} was another worker's to take; this one stops")
         if not answer[0]:
             raise RegistryHeld(f"the registry {answer[1].decode()} is held by {answer[2].decode()}; try again when that has ended")
         return moment(answer[0])

@@ -17,7 +17,7 @@ from ledger.collected import CollectedOnThisMachine
 from ledger.errors import ClusterUnavailable, ManifestUnknown, RegistryUnavailable
 from ledger.references import ImageReference
 from worker.collect.running import Work, advance
-from worker.collect.site import Door, Standing, Swept
+from worker.collect.site import Door, Ours, Standing, Swept
 from worker.collect.steps import Collection, Finding, Lost, Purpose, Step, Wait, Well, begin
 from worker.registry.manifests import OCI_MANIFEST, Descriptor, Manifest
 
@@ -156,9 +156,10 @@ class Model:
     kept: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def work(self) -> Work:
-        return Work(SETTINGS, _Site(self), _Doors(self), _Reader(self), _Holds(self), _Evidence(self), self._ours)  # type: ignore[arg-type]
+        return Work(SETTINGS, _Site(self), _Doors(self), _Reader(self), _Holds(self), _Evidence(self), self)  # type: ignore[arg-type]
 
-    async def _ours(self) -> None:
+    async def hold(self) -> None:
+        """As a claim does."""
         self.around("ours")
 
 
@@ -177,7 +178,8 @@ class _Site:
         waits = any(is_closed is not world.closed for is_closed in world.processes.values())
         return Standing(doors, "being replaced" if waits else None, world.mark, world.closed)
 
-    async def close(self, run: str) -> None:
+    async def close(self, run: str, ours: Ours) -> None:
+        await ours()
         self.model.around("close before")
         self.model.world.mark, self.model.world.closed = run, True
         self.model.around("close after")
@@ -216,7 +218,8 @@ class _Site:
             world.tick()
         return Swept("") if world.finished[name] else Lost("cut off")
 
-    async def restart(self) -> None:
+    async def restart(self, ours: Ours) -> None:
+        await ours()
         self.model.around("restart before")
         for number in tuple(self.model.world.processes):
             self.model.world.replace(number)
@@ -234,7 +237,8 @@ class _Site:
             return Wait("old ones live")
         return Well()
 
-    async def open(self, run: str) -> None:
+    async def open(self, ours: Ours) -> None:
+        await ours()
         self.model.around("open before")
         must(self.model.world.sweeper is None, "it is opened only where no sweeper lives")
         self.model.world.mark, self.model.world.closed = None, False
@@ -300,7 +304,7 @@ class _Reader:
 class _Holds:
     model: Model
 
-    async def take(self, *_: object) -> None:
+    async def take(self, *_: object, **__: object) -> None:
         self.model.around("hold before")
         self.model.held = True
         self.model.around("hold after")
@@ -319,25 +323,26 @@ class _Holds:
 class _Evidence:
     model: Model
 
-    async def begin(self, registry: str, run: str) -> None:
+    async def begin(self, registry: str, run: str, claim: object) -> None:
         self.model.around("evidence")
         if self.model.kept.get("", {}).get("run") != run:
             self.model.kept = {"": {"run": run}}
 
-    async def keep(self, registry: str, found: dict[str, dict[str, object]]) -> None:
+    async def keep(self, registry: str, found: dict[str, dict[str, object]], claim: object) -> None:
         self.model.around("evidence")
         self.model.kept |= found
 
-    async def read(self, registry: str, run: str, *repositories: str) -> dict[str, dict[str, object]]:
+    async def read(self, registry: str, run: str, *repositories: str) -> dict[str, dict[str, object]] | None:
         self.model.around("evidence")
         if self.model.kept.get("", {}).get("run") != run:
-            return {}
+            return None
         return {name: one for name, one in self.model.kept.items() if name and (not repositories or name in repositories)}
 
-    async def names(self, registry: str, run: str) -> list[str]:
-        return sorted(await self.read(registry, run))
+    async def names(self, registry: str, run: str) -> list[str] | None:
+        found = await self.read(registry, run)
+        return None if found is None else sorted(found)
 
-    async def forget(self, registry: str, run: str) -> None:
+    async def forget(self, registry: str, claim: object) -> None:
         self.model.kept = {}
 
 

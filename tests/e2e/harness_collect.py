@@ -9,11 +9,11 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -48,8 +48,21 @@ def load_image(cluster: Cluster, folder: Path) -> None:
     subprocess.run([str(script), "load", str(folder / "image.tar")], check=True, capture_output=True)
 
 
-def render(folder: Path, namespace: str, volume: str, kind: str = "Deployment") -> str:
-    """deploy/registry with what differs here: the image, a claim of a given volume, a port of the node, and which kind of workload it is."""
+_TLS = {
+    "env": [
+        {"name": "REGISTRY_HTTP_TLS_CERTIFICATE", "value": "/etc/registry/tls/tls.crt"},
+        {"name": "REGISTRY_HTTP_TLS_KEY", "value": "/etc/registry/tls/tls.key"},
+    ],
+    "volumeMounts": [{"name": "tls", "mountPath": "/etc/registry/tls", "readOnly": True}],
+    **{probe: {"httpGet": {"scheme": "HTTPS"}} for probe in ("startupProbe", "readinessProbe")},
+}
+"""What somebody adds to the registry's container who has it serve TLS itself."""
+
+
+def render(folder: Path, namespace: str, volume: str, kind: str = "Deployment", *, replicas: int = 1, tls: bool = False) -> str:
+    """deploy/registry with what differs here: the image, a claim of a given volume, a port of the node, which kind of workload it is, how many
+    pods it has and whether these serve TLS (by the secret `registry-tls`).
+    """
     claim = {"spec": {"storageClassName": "", "volumeName": volume, "resources": {"requests": {"storage": "1Gi"}}}}
     patches = [
         {
@@ -61,6 +74,17 @@ def render(folder: Path, namespace: str, volume: str, kind: str = "Deployment") 
             "patch": yaml.safe_dump([{"op": "add", "path": "/spec/type", "value": "NodePort"}]),
         },
     ]
+    pod: dict[str, Any] = {
+        "containers": [{"name": "registry", **_TLS}],
+        "volumes": [{"name": "tls", "secret": {"secretName": "registry-tls"}}],
+    }
+    deployment = {"replicas": replicas, **({"template": {"spec": pod}} if tls else {})}
+    patches.append(
+        {
+            "target": {"kind": "Deployment"},
+            "patch": yaml.safe_dump({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "registry"}, "spec": deployment}),
+        }
+    )
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -92,6 +116,8 @@ class DeployedRegistry:
     data: Path
     docker_config: Path
     kind: str = "Deployment"
+    authority: Path | None = None
+    """Of its pods' certificate, where they serve TLS."""
 
     @property
     def named(self) -> str:
@@ -106,7 +132,7 @@ class DeployedRegistry:
             claim="registry",
             how=how,  # type: ignore[arg-type]
             config="/etc/registry/config.yml",
-            access=RegistryAccess(insecure=True, docker_config=self.docker_config),
+            access=RegistryAccess(insecure=self.authority is None, certificate=self.authority, docker_config=self.docker_config),
         )
 
     def workload(self) -> dict[str, Any]:
@@ -147,8 +173,42 @@ class DeployedRegistry:
         return self.cluster.kubeconfig_of(system, "crabpot-worker", folder / f"{how}.kubeconfig")
 
 
+@dataclass(frozen=True)
+class Tls:
+    """A certificate authority of the test's own, and a certificate by it."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def make(cls, folder: Path, name: str) -> Self:
+        """For one host name, and nothing else: no pod's address is in it."""
+        folder.mkdir()
+        made = cls(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
+        signer = folder / "authority.key"
+        new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+        subprocess.run([*new, "-keyout", signer, "-out", made.authority, "-subj", "/CN=e2e authority"], check=True, capture_output=True)
+        by = ("-CA", made.authority, "-CAkey", signer, "-addext", f"subjectAltName=DNS:{name}", "-addext", "basicConstraints=CA:FALSE")
+        subprocess.run([*new, "-keyout", made.key, "-out", made.certificate, "-subj", f"/CN={name}", *by], check=True, capture_output=True)
+        return made
+
+    def secret(self) -> dict[str, Any]:
+        data = {"tls.crt": self.certificate.read_text(), "tls.key": self.key.read_text()}
+        return {"kind": "Secret", "metadata": {"name": "registry-tls"}, "type": "kubernetes.io/tls", "stringData": data}
+
+
 @contextmanager
-def deployed_registry(cluster: Cluster, folder: Path, kind: str = "Deployment") -> Iterator[DeployedRegistry]:
+def deployed_registry(
+    cluster: Cluster,
+    folder: Path,
+    kind: str = "Deployment",
+    *,
+    replicas: int = 1,
+    tls: Tls | None = None,
+    known_as: Callable[[str, int], str] = "{}:{}".format,
+) -> Iterator[DeployedRegistry]:
+    """deploy/registry in a namespace of its own. `known_as`: how it is called that listens at a node's address and port."""
     load_image(cluster, folder)
     namespace = f"e2e-collect-{secrets.token_hex(3)}"
     data = folder / "data"
@@ -178,15 +238,17 @@ def deployed_registry(cluster: Cluster, folder: Path, kind: str = "Deployment") 
     with cluster.namespaces(namespace, f"{namespace}-system"):
         cluster.kubectl("create", "namespace", namespace)
         cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-        cluster.apply(namespace, volume, secret)
-        cluster.kubectl("apply", "--filename", "-", stdin=render(folder / "overlay", namespace, namespace, kind))
+        cluster.apply(namespace, volume, secret, *([tls.secret()] if tls else ()))
+        cluster.kubectl(
+            "apply", "--filename", "-", stdin=render(folder / "overlay", namespace, namespace, kind, replicas=replicas, tls=tls is not None)
+        )
         try:
             service = cluster.get(namespace, "service", "registry")
             assert service
             node = cluster.registry.rpartition(":")[0]
-            host = f"{node}:{service['spec']['ports'][0]['nodePort']}"
-            server = RegistryServer(host, None, (USER, PASSWORD))  # type: ignore[arg-type]
-            found = DeployedRegistry(cluster, namespace, server, data, folder / "config.json", kind)
+            host = known_as(node, service["spec"]["ports"][0]["nodePort"])
+            server = RegistryServer(host, None, (USER, PASSWORD), tls.authority if tls else None)  # type: ignore[arg-type]
+            found = DeployedRegistry(cluster, namespace, server, data, folder / "config.json", kind, tls.authority if tls else None)
             login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
             found.docker_config.write_text(json.dumps({"auths": {host: {"auth": login}}}))
             until(found.server.serves, lambda: f"the registry serves: {cluster.kubectl('--namespace', namespace, 'get', 'events')}", 60)

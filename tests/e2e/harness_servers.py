@@ -5,14 +5,43 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import socketserver
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+
+@contextmanager
+def relay(host: str, port: int) -> Iterator[int]:
+    """A port of this machine that leads to another's, as a load balancer that hands TLS through."""
+
+    class Both(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((host, port)) as server:
+                back = threading.Thread(target=carry, args=(server, self.request))
+                back.start()
+                carry(self.request, server)
+                back.join()
+
+    def carry(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Both) as listener:
+        listener.daemon_threads = True
+        threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield listener.server_address[1]
+        finally:
+            listener.shutdown()
 
 
 @contextmanager

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import secrets
 import shutil
+import signal
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from ledger.errors import ClusterUnavailable
 from ledger.projects import parse_projects
 from ledger.settings import Settings
 from ledger.store import Ledger
-from tests.collect_runs import SAVED, SITE, Around, Killed, drive
 from tests.conftest import PROJECTS
-from tests.e2e.harness_cluster import Cluster, missing, until
+from tests.e2e.harness_cluster import Cluster, missing
 from tests.e2e.harness_collect import DeployedRegistry, deployed_registry, render
+from tests.e2e.harness_collect_runs import Content, collect, no_sweep_is_left, running
 from tests.e2e.test_chart import schemas_of
-from tests.integration.registry_server import OCI_MANIFEST, digest_of
+from tests.faults.forks import Forks, forking
+from tests.faults.points import SITE, Point, Side
 from worker.cluster.connection import Api
 from worker.cluster.watching import Pace
 from worker.collect.kubernetes import KubernetesSite
 from worker.collect.steps import Purpose
 from worker.collect.workload import READ_ONLY
-from worker.registry.credentials import DockerConfigFile
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -41,52 +44,23 @@ def stateful(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield found
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forking(tmp_path_factory.mktemp("forks") / "log") as forks:
+        yield forks
+
+
 @pytest.fixture
-async def ledger(redis: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger.open(Settings(redis_url=redis, prefix="collect"))
+def settings(redis: str) -> Settings:
+    return Settings(redis_url=redis, prefix="collect")
+
+
+@pytest.fixture
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    ledger = Ledger.open(settings)
     await ledger.store_projects(parse_projects(PROJECTS))
     yield ledger
     await ledger.close()
-
-
-class Content:
-    """What is in the registry: what must stay, and what goes."""
-
-    def __init__(self, registry: DeployedRegistry, mark: str) -> None:
-        self.registry, self.mark = registry, mark
-        push = registry.server.push_image
-        layers = (b"base", mark.encode())
-        self.kept = [(f"team/{mark}", push(f"team/{mark}", "v1", layers=layers)), ("team/tool", push("team/tool", "v1", layers=(b"base",)))]
-        gone = push(f"team/{mark}", "v2", layers=(b"base", mark.encode() * 5000))
-        with registry.server.http() as http:
-            http.delete(f"team/{mark}/manifests/{digest_of(gone)}").raise_for_status()
-        self.garbage = digest_of(mark.encode() * 5000)
-        assert self.garbage in registry.blobs()
-
-    def check(self) -> None:
-        """The registry is read-write and as it was deployed, and what was pushed can be read."""
-        until(self.registry.server.serves, "the registry serves")
-        self.registry.server.push_image("team/after", self.mark, layers=(b"after",))
-        with self.registry.server.http() as http:
-            for repository, raw in self.kept:
-                assert http.get(f"{repository}/manifests/{digest_of(raw)}", headers={"Accept": OCI_MANIFEST}).content == raw
-                for part in (json.loads(raw)["config"], *json.loads(raw)["layers"]):
-                    assert digest_of(http.get(f"{repository}/blobs/{part['digest']}").content) == part["digest"]
-        workload = self.registry.workload()
-        assert READ_ONLY not in json.dumps(workload["spec"])
-        left = {**(workload["metadata"].get("annotations") or {}), **workload["spec"]["template"]["metadata"]["labels"]}
-        assert not [key for key in left if key.startswith("crabpot.dev/") and "last-applied" not in key]
-        assert "crabpot.dev" not in json.dumps(workload["spec"]["template"])
-
-
-async def collect(ledger: Ledger, registry: DeployedRegistry, kubeconfig: Path, how: str, around: Around = lambda _: None, **named):
-    settings = registry.settings(how)
-    api = Api(kubeconfig, None, Pace())
-    try:
-        site = KubernetesSite(settings, api)
-        return await drive(ledger, settings, site, DockerConfigFile(registry.docker_config), around, seconds=240, pause=0.3, **named)
-    finally:
-        await api.close()
 
 
 def test_every_object_is_valid_to_the_cluster_s_own_schemas(cluster: Cluster, tmp_path: Path) -> None:
@@ -119,29 +93,73 @@ def test_the_registry_is_hardened(registry: DeployedRegistry) -> None:
 
 
 @pytest.mark.parametrize(("kind", "how"), [("registry", "job"), ("registry", "exec"), ("stateful", "job")])
-async def test_killed_at_every_step_it_ends_read_write_and_nothing_pushed_is_lost(ledger, request, tmp_path, kind, how):
-    """The worker is killed before and after each call to the cluster, and each time that it writes down where it stands, the first time that it
-    comes there; all with no more rights than the chart gives.
+async def test_killed_at_every_step_it_ends_read_write_and_nothing_pushed_is_lost(settings, ledger, forks, request, tmp_path, kind, how):
+    """Workers are killed with -9: before and after each change where the registry runs, each request that makes one, and each write of the first
+    time that the run comes to a step; all with no more rights than the chart gives.
     """
     registry: DeployedRegistry = request.getfixturevalue(kind)
     content = Content(registry, f"killed-{how}")
-    account = registry.account(tmp_path, how)
-    ahead = {f"{name} {when}" for name in SITE for when in ("before", "after")} | {f"save {step}" for step in SAVED}
-
-    def around(what: str) -> None:
-        if what in ahead:
-            ahead.remove(what)
-            raise Killed
-
-    end = (await collect(ledger, registry, account, how, around, run=f"{kind}-{how}"))[-1]
-    assert end.trouble is None, end.trouble
-    assert not ahead
+    async with running(settings, ledger, registry, registry.account(tmp_path, how), how) as run:
+        ahead = Counter({Point(f"site.{call}", side, 1): 1 for call in SITE for side in Side})
+        ahead |= {Point("site.sweep", Side.AFTER, 1): 2, **{Point("kubernetes.release", side, 1): 3 for side in Side}}
+        if how == "job":
+            ahead |= {Point("kubernetes.create", side, 1): 2 for side in Side}
+        kills = await run.killed_at(forks, ahead, content.nothing_is_lost)
+        assert not +ahead
+        assert kills > 40
+        end = (await ledger.chores.read(run.chore)).progress["state"]
+    assert end["trouble"] is None
     assert content.garbage not in registry.blobs()
-    assert end.dry.eligible >= (2 if how == "job" else 0)
-    assert end.verified.manifests >= 2
+    assert end["dry"]["eligible"] >= 2
+    assert end["verified"]["manifests"] >= 2
     assert await ledger.holds.all() == []
     content.check()
-    until(lambda: not (registry.cluster.get(registry.namespace, "jobs") or {}).get("items"), "no sweep is left")
+    no_sweep_is_left(registry)
+
+
+async def test_workers_that_were_stopped_and_wake_up_when_the_run_is_over_change_nothing(settings, ledger, forks, registry, tmp_path):
+    """Each has just been told that the run is its own, and is about to ask for a change: one to close it, one to sweep, one to open it."""
+    content = Content(registry, "stopped")
+    async with running(settings, ledger, registry, registry.account(tmp_path, "job"), "job") as run:
+        asleep = []
+        for request, number in (("release", 1), ("create", 2), ("release", 3)):
+            child = await run.start(forks, (Point(f"kubernetes.{request}", Side.BEFORE, number), "stop"))
+            assert await child.stopped(), child.failure
+            asleep.append(child)
+            await run.claim_ends()
+        await run.goes_on()
+        assert (await ledger.chores.read(run.chore)).progress["state"]["trouble"] is None
+        assert content.garbage not in registry.blobs()
+        content.check()
+        before = registry.workload()["metadata"]["generation"]
+        for child in asleep:
+            child.signal(signal.SIGCONT)
+            assert await child.ended() == 0, child.failure
+    assert registry.workload()["metadata"]["generation"] == before
+    assert await ledger.holds.all() == []
+    content.check()
+    no_sweep_is_left(registry)
+
+
+async def test_what_somebody_has_changed_since_it_was_looked_at_is_not_changed(registry, tmp_path):
+    """As after a sleep between the claim and the request: the API server holds each change against what its worker had seen."""
+
+    async def changed() -> None:
+        mark = f"e2e.example.com/changed={secrets.token_hex(4)}"
+        registry.cluster.kubectl("--namespace", registry.namespace, "annotate", "--overwrite", "deployment/registry", mark)
+
+    api = Api(registry.account(tmp_path, "job"), None, Pace())
+    try:
+        site = KubernetesSite(registry.settings("job"), api)
+        before = registry.workload()["spec"]
+        for change in (site.close("late", changed), site.restart(changed), site.open(changed)):
+            with pytest.raises(ClusterUnavailable, match="has been modified"):
+                await change
+        assert registry.workload()["spec"] == before
+        late = await site.sweep("late", 1, resumed=False)
+        assert "no pod of the registry is closed by this run" in late.why
+    finally:
+        await api.close()
 
 
 async def test_a_plan_changes_nothing(ledger, registry, tmp_path):

@@ -15,14 +15,15 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.points import Point
+from tests.faults.points import Point, several
 
 ROOT = Path(__file__).parents[2]
+Injection = tuple[Point | Collection[Point], str]
 ENDED, STOPPED, PASSED, FAILED = "ended", "stopped", "passed", "failed"
 
 
@@ -83,14 +84,14 @@ class Forks:
     def __init__(self, line: socket.socket) -> None:
         self._line = line
 
-    async def start(self, step: str, environment: dict[str, str], arguments: dict[str, Any], injection: tuple[Point, str] | None) -> Child:
-        """Run a step of `steps.STEPS`; with an injection (point, action), do that there."""
+    async def start(self, step: str, environment: dict[str, str], arguments: dict[str, Any], injection: Injection | None) -> Child:
+        """Run a step of `steps.STEPS`; with an injection (point or points, action), do that there."""
         mine, its = socket.socketpair()
         job = {
             "step": step,
             "environment": environment,
             "arguments": arguments,
-            "injection": injection and [str(injection[0]), injection[1]],
+            "injection": injection and [[str(point) for point in several(injection[0])], injection[1]],
         }
         with its:
             socket.send_fds(self._line, [json.dumps(job).encode()], [its.fileno()])

@@ -1,12 +1,13 @@
 """Named places in the steps where a fault can be put: before and after every outside effect, without a hook in the product.
 
-An effect happens through one of a few lowest methods (to Redis, to Kubernetes, to registries, to the broker). Those are wrapped here, so
+An effect happens through one of a few lowest methods (to Redis, to Kubernetes, to registries and where they run, to the broker). Those are wrapped here, so
 a step's points are found by running it, and new code is covered without being told of. A point is called by what it does:
 
     ledger.transition   ledger.hgetall      a script by its file's name, a command by its first word
     ledger.chore_hold                       a write of a chore that only holds its claim, as before each change of a registry
     kubernetes.create   kubernetes.watch    as in `kubernetes_api.KINDS`
     registry.put_manifest   registry.ping   the method and what it is about
+    site.close   site.sweep                 what a collection changes where a registry runs, as in `worker.collect.site`
     broker.finish                           the task's name
 
 `points(act)` calls `act(point)` on both sides of each. `act` may record, raise, stop or kill (`actions`), and be a coroutine function
@@ -23,7 +24,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,6 +39,8 @@ from ledger.connection import Connection
 from ledger.errors import ClusterUnavailable, LedgerUnavailable, RegistryUnavailable
 from tests.faults.kubernetes_api import kind_of
 from worker.cluster.connection import Api
+from worker.collect.kubernetes import KubernetesSite
+from worker.collect.local import LocalSite
 from worker.nudges import Nudges
 from worker.registry.wire import Wire
 
@@ -79,14 +82,17 @@ class Point:
 _READS = frozenset(
     {
         *(f"ledger.{word}" for word in ("get", "hget", "hgetall", "time", "info", "config", "lrange", "scan", "xread", "xrevrange")),
-        *(f"ledger.{word}" for word in ("exists", "hmget", "hvals", "smembers", "zrange", "zrangebyscore", "zscan", "zscore")),
-        *(f"ledger.{name}" for name in ("page", "waiting", "together", "subscribe")),
+        *(f"ledger.{word}" for word in ("exists", "hkeys", "hmget", "hvals", "smembers", "zrange", "zrangebyscore", "zscan", "zscore")),
+        *(f"ledger.{name}" for name in ("page", "waiting", "writers", "together", "subscribe")),
         *(f"kubernetes.{kind}" for kind in ("read", "list", "watch", "log", "events", "secret", "review")),
         "ledger.chore_hold",  # it changes nothing but when the claim ends
         "registry.ping",
+        "site.dry_run",
     }
 )
 """A name that is not here counts as an effect: that costs time only."""
+SITE = ("close", "dry_run", "sweep", "restart", "settled", "open")
+"""The calls of a site that are points: what only looks is not one."""
 Act = Callable[[Point], Awaitable[None] | None]
 
 
@@ -160,12 +166,17 @@ def points(act: Act) -> Iterator[None]:
         (Api, "call", steps.around_call, _kubernetes),
         (Api, "stream", steps.around_stream, lambda path, query, **_: _kubernetes("GET", path, query=query)),
         (Wire, "send", steps.around_call, _registry),
+        *((site, call, steps.around_call, _named(f"site.{call}")) for site in (LocalSite, KubernetesSite) for call in SITE),
         (Nudges, "_send", steps.around_call_now, lambda task, *_: f"broker.{task.rpartition('.')[2]}"),
     )
     with ExitStack() as undo:
         for owner, method, around, name_of in wrapped:
             undo.enter_context(patch.object(owner, method, around(getattr(owner, method), name_of)))
         yield
+
+
+def _named(name: str) -> Callable[..., str]:
+    return lambda *_, **__: name
 
 
 def _script(name: str, *given: Any) -> str:
@@ -203,7 +214,8 @@ def _stop(point: Point) -> None:
 
 def _fail(point: Point) -> None:
     """The error that this effect's module says when the other side did not answer."""
-    error = {"ledger": LedgerUnavailable, "kubernetes": ClusterUnavailable, "registry": RegistryUnavailable, "broker": OperationalError}
+    cluster = {"kubernetes": ClusterUnavailable, "site": ClusterUnavailable}
+    error = {"ledger": LedgerUnavailable, "registry": RegistryUnavailable, "broker": OperationalError, **cluster}
     raise error[point.name.partition(".")[0]](f"made to fail at {point}")
 
 
@@ -219,11 +231,17 @@ DELAY = 0.5
 ACTIONS: dict[str, Callable[[Point], Awaitable[None] | None]] = {"kill": _kill, "stop": _stop, "fail": _fail, "delay": _delay}
 
 
-def at(wanted: Point, action: str, otherwise: Act) -> Act:
-    """Do something at one point, and something else, as recording, at all of them first."""
+def several(given: Point | Collection[Point]) -> frozenset[Point]:
+    """One point, or some, as a set."""
+    return frozenset({given} if isinstance(given, Point) else given)
+
+
+def at(given: Point | Collection[Point], action: str, otherwise: Act) -> Act:
+    """Do something at a point, or at each of several, and something else, as recording, at all of them first."""
+    wanted = several(given)
 
     def act(point: Point) -> Awaitable[None] | None:
         otherwise(point)
-        return ACTIONS[action](point) if point == wanted else None
+        return ACTIONS[action](point) if point in wanted else None
 
     return act

@@ -22,6 +22,7 @@ from ledger.leases import Fence
 from ledger.settings import settings
 from producer.cancel import cancel_build
 from producer.submit import submit_build
+from tests.collect_runs import to_its_end
 from tests.faults.points import Act, Point, at, points
 from worker.admission import dispatch
 from worker.chores import go_on
@@ -49,6 +50,10 @@ async def _finish(place: Place, build: str) -> None:
 
 async def _chore(place: Place, name: str) -> None:
     await go_on(place, name, KINDS)
+
+
+async def _collect(place: Place, name: str, bits: int | None = None) -> None:
+    await to_its_end(place, name, bits=bits)
 
 
 async def _cancel(place: Place, build: str) -> None:
@@ -89,12 +94,13 @@ STEPS: dict[str, Step] = {
     "dispatch": _placed(_dispatch),
     "finish": _placed(_finish),
     "chore": _placed(_chore),
+    "collect": _placed(_collect),
     "cancel": _placed(_cancel),
     "lead": _placed(_lead),
 }
 
 
-def run(step: str, arguments: dict[str, Any], injection: tuple[str, str] | None, passed: Callable[[Point], None]) -> None:
-    """Run a step in this process, telling of each point that it passes; with an injection (point, action), do that there."""
-    act = at(Point.parse(injection[0]), injection[1], passed) if injection else passed
+def run(step: str, arguments: dict[str, Any], injection: tuple[list[str], str] | None, passed: Callable[[Point], None]) -> None:
+    """Run a step in this process, telling of each point that it passes; with an injection (points, action), do that there."""
+    act = at(frozenset(map(Point.parse, injection[0])), injection[1], passed) if injection else passed
     asyncio.run(STEPS[step](act, **arguments))

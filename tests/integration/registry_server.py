@@ -34,15 +34,15 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 
 @dataclass
 class Certificate:
-    """A key and its self-signed certificate for 127.0.0.1, made by openssl."""
+    """A key and its self-signed certificate for 127.0.0.1, or another name, made by openssl."""
 
     key: Path
     path: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Certificate:
+    def make(cls, folder: Path, name: str = "IP:127.0.0.1") -> Certificate:
         key, path = folder / "key.pem", folder / "certificate.pem"
-        names = ("-subj", "/CN=crabpot-test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2")
+        names = ("-subj", "/CN=crabpot-test", "-addext", f"subjectAltName={name}", "-days", "2")
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", path, *names],
             check=True,
@@ -72,9 +72,13 @@ class RegistryServer:
     """`127.0.0.1:port`, as it stands in an image reference."""
     process: subprocess.Popen[str]
     auth: tuple[str, str] | None = None
+    authority: Path | None = None
+    """Of its certificate, where it serves TLS and tests speak to it."""
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=f"http://{self.host}/v2/", auth=self.auth, trust_env=False, verify=False)
+        verify = ssl.create_default_context(cafile=str(self.authority)) if self.authority else False
+        scheme = "https" if self.authority else "http"
+        return httpx.Client(base_url=f"{scheme}://{self.host}/v2/", auth=self.auth, trust_env=False, verify=verify)
 
     def serves(self) -> bool:
         try:

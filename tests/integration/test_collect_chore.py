@@ -14,8 +14,9 @@ from ledger.collected import CollectedOnThisMachine, CollectsItself
 from ledger.projects import Projects, parse_projects
 from tests.conftest import PROJECTS
 from tests.event_schemas import validate
+from tests.integration.kept_registry import KeptRegistry as RegistryPlace
 from tests.integration.registry_kinds import KINDS as KINDS_OF_REGISTRIES
-from tests.integration.test_collect_local import Place as RegistryPlace
+from tests.integration.test_collect_local import ours
 from tests.integration.test_collect_local import place as registry_place  # noqa: F401 - a fixture
 from tests.scripted_cluster import ScriptedCluster
 from worker.chores import go_on
@@ -81,7 +82,7 @@ async def test_a_run_is_told_with_what_it_freed_and_read_back(here, registry_pla
 async def test_what_a_lost_run_left_is_mended_and_told(here, registry_place: RegistryPlace):  # noqa: F811
     host = registry_place.settings.registry
     registry_place.fill()
-    await LocalSite(registry_place.settings).close("lost")
+    await LocalSite(registry_place.settings).close("lost", ours)
     await here.ledger.chores.start(f"mend:{host}", host)
     await work(here, f"mend:{host}")
     assert "had left it read-only" in (await here.ledger.chores.read(f"mend:{host}")).said

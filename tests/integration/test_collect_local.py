@@ -4,123 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 
-from ledger.access import RegistryAccess
-from ledger.collected import CollectedOnThisMachine
 from ledger.errors import ClusterUnavailable
 from tests.collect_runs import SAVED, SITE, Around, Killed, drive
-from tests.conftest import free_port
-from tests.integration.registry_server import OCI_MANIFEST, RegistryServer, digest_of
+from tests.integration.kept_registry import KeptRegistry, kept_registry
 from worker.collect.local import LocalSite
 from worker.collect.steps import Purpose
 from worker.registry.credentials import Anonymous
 
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Place:
-    """A registry that is started again whenever it ends, as the demo has it."""
-
-    settings: CollectedOnThisMachine
-    server: RegistryServer
-    data: Path
-    kept: list[tuple[str, bytes]] = field(default_factory=list)
-    """Repository and manifest of what must never be lost."""
-
-    @property
-    def process(self) -> int:
-        return int(self.settings.process.read_text())
-
-    def kill(self) -> None:
-        os.kill(self.process, signal.SIGKILL)
-
-    def blobs(self) -> set[str]:
-        return {f"sha256:{data.parent.name}" for data in self.data.glob("docker/registry/v2/blobs/sha256/*/*/data")}
-
-    def fill(self) -> str:
-        """Images, and one whose manifest is deleted: the digest of its layer, which is garbage then."""
-        push = self.server.push_image
-        self.kept = [
-            ("team/app", push("team/app", "v1", layers=(b"base", b"one"))),
-            ("team/tool", push("team/tool", "v1", layers=(b"base",))),
-        ]
-        gone = push("team/app", "v2", layers=(b"base", b"garbage" * 1000))
-        with self.server.http() as http:
-            http.delete(f"team/app/manifests/{digest_of(gone)}").raise_for_status()
-        return digest_of(b"garbage" * 1000)
-
-    def litter(self, number: int) -> None:
-        """Once more something that goes."""
-        raw = self.server.push_image("team/app", "again", layers=(b"base", b"%d" % number))
-        with self.server.http() as http:
-            http.delete(f"team/app/manifests/{digest_of(raw)}").raise_for_status()
-
-    def check(self) -> None:
-        """It is read-write, and all that was pushed can be read, past any memory of the registry's."""
-        until(lambda: not self.settings.marker.exists() and self.server.serves(), "it serves, and is not told to be read-only")
-        self.server.push_image("team/after", "v1", layers=(b"after",))
-        with self.server.http() as http:
-            for repository, raw in self.kept:
-                assert http.get(f"{repository}/manifests/{digest_of(raw)}", headers={"Accept": OCI_MANIFEST}).content == raw
-                body = httpx.Response(200, content=raw).json()
-                for part in (body["config"], *body["layers"]):
-                    assert digest_of(http.get(f"{repository}/blobs/{part['digest']}").content) == part["digest"]
-
-
-def until(look: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    import time
-
-    end = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    host = f"127.0.0.1:{free_port()}"
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nhttp: {{addr: '{host}'}}\n"
-        f"storage: {{filesystem: {{rootdirectory: '{tmp_path}/data'}}, cache: {{blobdescriptor: inmemory}}, delete: {{enabled: true}}}}\n"
-    )
-    settings = CollectedOnThisMachine(
-        registry=host,
-        kind="local",
-        config=str(config),
-        process=tmp_path / "process",
-        marker=tmp_path / "read-only",
-        access=RegistryAccess(insecure=True),
-    )
-    command = [str(ROOT / "deploy/demo/registry"), str(config), str(settings.marker), str(settings.process)]
-    with (tmp_path / "log").open("wb") as log:
-        supervisor = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        found = Place(settings, RegistryServer(host, supervisor), tmp_path / "data")  # type: ignore[arg-type]
-        until(found.server.serves, "the registry serves")
+def place(tmp_path: Path) -> Iterator[KeptRegistry]:
+    with kept_registry(tmp_path) as found:
         yield found
-    finally:
-        supervisor.terminate()
-        supervisor.wait(10)
 
 
-async def collect(ledger, place: Place, around: Around = lambda _: None, **named):
+async def ours() -> None:
+    """The run is always our own."""
+
+
+async def collect(ledger, place: KeptRegistry, around: Around = lambda _: None, **named):
     return await drive(ledger, place.settings, LocalSite(place.settings), Anonymous(), around, **named)
 
 
 @pytest.fixture
-def garbage(place: Place) -> str:
+def garbage(place: KeptRegistry) -> str:
     return place.fill()
 
 
@@ -223,13 +136,13 @@ async def test_a_registry_is_not_opened_while_a_sweeper_lives(place, garbage, tm
         await asyncio.sleep(0.02)
     site = LocalSite(place.settings)
     with pytest.raises(ClusterUnavailable, match="sweep"):
-        await site.open("r1")
+        await site.open(ours)
     assert place.settings.marker.exists()
     async with asyncio.timeout(10):
         while getattr(await site.settled(()), "why", "") == "its sweep has not ended yet":
             await asyncio.sleep(0.02)
     assert "exited" in (await sweeping).why  # it was ended
-    await site.open("r1")
+    await site.open(ours)
     place.check()
 
 
@@ -241,7 +154,7 @@ def _slow(folder: Path) -> Path:
 
 
 async def test_what_a_lost_ledger_has_left_read_only_is_mended(ledger, place, garbage):
-    await LocalSite(place.settings).close("lost")
+    await LocalSite(place.settings).close("lost", ours)
     end = (await collect(ledger, place, purpose=Purpose.MEND, run="r2"))[-1]
     assert "a run that is no more had left it read-only" in end.trouble
     place.check()

@@ -121,6 +121,19 @@ def test_a_rollout_under_way_is_waited_for() -> None:
     assert isinstance(Workload(SETTINGS, {**found.body, "metadata": {"name": "registry", "generation": 3}}).look(CLAIM), Wait)
 
 
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({"replicas": 2, "updatedReplicas": 2, "readyReplicas": 1}, "of its 2 pods 1 are ready"),
+        ({"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2}, "being replaced (1 of 2 are new, 2 ready)"),
+        ({"replicas": 3, "updatedReplicas": 2, "readyReplicas": 2}, "being replaced"),
+    ],
+)
+def test_what_a_rollout_waits_for_is_said(status: dict[str, int], why: str) -> None:
+    found = workload(replicas=2)
+    assert why in str(Workload(SETTINGS, {**found.body, "status": {**found.body["status"], **status}}).unsettled)
+
+
 def test_what_closing_changes_opening_takes_back() -> None:
     closing, opening = workload().closing("r1"), workload().opening()
     env = closing["spec"]["template"]["spec"]["containers"][0]["env"]
@@ -132,7 +145,9 @@ def test_what_closing_changes_opening_takes_back() -> None:
 
 def test_a_sweep_s_pod_is_the_registry_s_container_beside_a_closed_pod_and_gets_none_of_its_requests() -> None:
     stateful = workload(changed(workload="statefulset/registry"), volumeClaimTemplates=[{"metadata": {"name": "more"}}])
-    job = stateful.job("sweep", "r1", ("registry", "garbage-collect", "/c"), beside=False)
+    closed = {"metadata": {"name": "registry-0", "uid": "u", "labels": {CLOSED: "r1"}}}
+    job = stateful.job("sweep", "r1", ("registry", "garbage-collect", "/c"), [closed])
+    assert [(owner["name"], owner["uid"]) for owner in job["metadata"]["ownerReferences"]] == [("registry-0", "u")]
     pod = job["spec"]["template"]
     term = pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
     assert term["labelSelector"]["matchLabels"] == {"app": "registry", CLOSED: "r1"}

@@ -121,7 +121,7 @@ async def _opened(place: Place, settings: CollectedHere, claim: Claim) -> AsyncI
     doors = Doors(settings.registry, access, place.registries.credentials(project, access))
     api = Api(place.settings.kubeconfig, place.settings.context, Pace())
     try:
-        yield Work(settings, _site(settings, api), doors, reader, place.ledger.holds, Evidence(place.ledger.connection), claim.hold)
+        yield Work(settings, _site(settings, api), doors, reader, place.ledger.holds, Evidence(place.ledger.connection), claim)
     finally:
         await api.close()
 

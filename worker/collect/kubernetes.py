@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ledger.collected import CollectedInKubernetes
-from ledger.errors import ClusterDenied, ClusterError, NotFound
+from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, NotFound
 from worker.cluster.answers import Answer, failure_of
 from worker.cluster.connection import PATCH, Api
-from worker.collect.site import Door, Standing, Swept
+from worker.collect.site import Door, Ours, Standing, Swept
 from worker.collect.steps import Finding, Lost, No, Wait, Well
 from worker.collect.workload import CLOSED, SWEEPS, Json, Workload, has_ended, is_ready, mounts
 
@@ -93,8 +93,10 @@ class KubernetesSite:
         other = self._stranger(workload, pods)
         return f"the pod {other} mounts its claim too" if other else None
 
-    async def close(self, run: str) -> None:
-        await self._patch((await self._workload()).closing(run))
+    async def close(self, run: str, ours: Ours) -> None:
+        workload = await self._workload()
+        await ours()
+        await self._patch(workload, workload.closing(run))
 
     async def dry_run(self, run: str) -> Swept | Finding:
         if self._settings.how == "job":
@@ -110,8 +112,10 @@ class KubernetesSite:
         # Only in a pod of this run's: one that somebody has opened meanwhile has another name, and not this label.
         return await self._by_exec({CLOSED: run})
 
-    async def restart(self) -> None:
-        await self._patch((await self._workload()).restarting(secrets.token_hex(6)))
+    async def restart(self, ours: Ours) -> None:
+        workload = await self._workload()
+        await ours()
+        await self._patch(workload, workload.restarting(secrets.token_hex(6)))
 
     async def settled(self, old: tuple[str, ...]) -> Finding:
         if alive := await self._end_jobs():
@@ -123,9 +127,12 @@ class KubernetesSite:
             return Wait(standing.unsettled or "none of its pods runs")
         return Well()
 
-    async def open(self, run: str) -> None:  # noqa: ARG002 - whoever closed it
-        await self._end_jobs()
-        await self._patch((await self._workload()).opening())
+    async def open(self, ours: Ours) -> None:
+        if alive := await self._end_jobs():
+            raise ClusterUnavailable(f"the sweep {alive} has not ended yet")
+        workload = await self._workload()
+        await ours()
+        await self._patch(workload, workload.opening())
 
     async def _by_exec(self, labels: Json, *flags: str) -> Swept | Finding:
         workload = await self._workload()
@@ -153,8 +160,11 @@ class KubernetesSite:
         if answer.definite and answer.status == 404:
             if resumed:
                 return Lost(f"somebody has deleted the Job {name}")
-            flags = ("--dry-run",) if beside else ()
-            body = (await self._workload()).job(name, run, self._command(*flags), beside=beside)
+            flags, workload = ("--dry-run",) if beside else (), await self._workload()
+            closed = None if beside else [pod for pod in await self._pods() if self._is_closed_by(workload, pod, run)]
+            if closed == []:
+                return No("no pod of the registry is closed by this run")
+            body = workload.job(name, run, self._command(*flags), closed)
             answer = await self._api.call("POST", self._jobs, body=body)
             if answer.definite and answer.status in (403, 422):
                 return No(f"the Job {name} was refused: {answer.message}")
@@ -163,7 +173,7 @@ class KubernetesSite:
             return Wait(f"the Job {name} starts")
         job = _body(answer, f"read the Job {name}")
         pods = await self._pods(f"batch.kubernetes.io/job-name={name}")
-        ended = {condition["type"] for condition in (job.get("status") or {}).get("conditions") or () if condition["status"] == "True"}
+        ended = _ended(job)
         if "Complete" in ended:
             return Swept(await self._log(pods))
         if "Failed" in ended:
@@ -192,7 +202,8 @@ class KubernetesSite:
             if not answer.ok and not (answer.definite and answer.status == 404):
                 raise failure_of(answer, "end a sweep")
         alive = [pod["metadata"]["name"] for pod in await self._pods(self._sweeps) if not has_ended(pod)]
-        return next(iter(alive), None) or next((job["metadata"]["name"] for job in listed["items"]), None)
+        # One that has ended makes no pod any more.
+        return next(iter(alive), None) or next((job["metadata"]["name"] for job in listed["items"] if not _ended(job)), None)
 
     async def _workload(self) -> Workload:
         return Workload(self._settings, await self._get(self._path, f"read {self._settings.workload}"))
@@ -210,12 +221,17 @@ class KubernetesSite:
     async def _get(self, path: str, doing: str, query: Json | None = None) -> Json:
         return _body(await self._api.call("GET", path, query=query), f"{doing} in {self._settings.namespace}")
 
-    async def _patch(self, body: Json) -> None:
+    async def _patch(self, seen: Workload, change: Json) -> None:
+        """Change the workload as it was seen: the API server refuses it where somebody has changed it since."""
+        body = {**change, "metadata": {**change.get("metadata", {}), "resourceVersion": seen.body["metadata"]["resourceVersion"]}}
         _body(await self._api.call("PATCH", self._path, body=body, kind=PATCH), f"change {self._settings.workload}")
 
     def _is_ours(self, workload: Workload, pod: Json) -> bool:
         labels = pod["metadata"].get("labels") or {}
         return all(labels.get(key) == value for key, value in workload.body["spec"]["selector"]["matchLabels"].items())
+
+    def _is_closed_by(self, workload: Workload, pod: Json, run: str) -> bool:
+        return self._is_ours(workload, pod) and (pod["metadata"].get("labels") or {}).get(CLOSED) == run and not has_ended(pod)
 
     def _stranger(self, workload: Workload, pods: Sequence[Json]) -> str | None:
         """A pod that mounts the claim and is neither the registry's nor a sweep."""
@@ -239,6 +255,12 @@ def _body(answer: Answer, doing: str) -> Json:
     if not answer.ok or answer.body is None:
         raise failure_of(answer, doing)
     return answer.body
+
+
+def _ended(job: Json) -> set[str]:
+    """How a Job has ended: Complete or Failed; nothing while it goes on."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return {condition["type"] for condition in conditions if condition["status"] == "True"} & {"Complete", "Failed"}
 
 
 def _not_started(pod: Json) -> str | None:

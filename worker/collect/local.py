@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import glob
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 from ledger.collected import CollectedOnThisMachine
 from ledger.errors import ClusterUnavailable
 from worker.cluster.sessions import kill_marked
-from worker.collect.site import Door, Standing, Swept
+from worker.collect.site import Door, Ours, Standing, Swept
 from worker.collect.steps import Finding, Lost, No, Wait, Well
 from worker.collect.workload import READ_ONLY
 
@@ -45,15 +47,28 @@ class LocalSite:
         process, mark = self._process(), _text(self._settings.marker)
         if process is None:
             return Standing((), "it is being started", mark, mark is not None)
-        unsettled = "it is being restarted" if _is_closed(process) is (mark is None) else None
-        return Standing((Door(_identity(process), self._settings.registry),), unsettled, mark, mark is not None)
+        closed = _is_closed(process)
+        unsettled = "it is being restarted" if closed is (mark is None) else None
+        # One that was started in the moment before the marker was taken away is read-only without it: whoever opens it must look at it again.
+        return Standing((Door(_identity(process), self._settings.registry),), unsettled, mark, closed or mark is not None)
 
-    async def close(self, run: str) -> None:
-        beside = self._settings.marker.with_suffix(".new")
+    async def close(self, run: str, ours: Ours) -> None:
+        if (process := self._process()) is None:
+            raise ClusterUnavailable("the registry is being started")
+        identity = _identity(process)
+        # Whoever opens the registry takes this file away, too: then it becomes no marker any more.
+        beside = self._settings.marker.with_suffix(f".{secrets.token_hex(4)}.new")
         beside.write_text(run)
-        beside.replace(self._settings.marker)
-        if (process := self._process()) and not _is_closed(process):
-            _end(process)
+        try:
+            await ours()
+            with self._unswept():
+                beside.replace(self._settings.marker)
+        except FileNotFoundError:
+            raise ClusterUnavailable("somebody has made the registry read-write meanwhile") from None
+        finally:
+            beside.unlink(missing_ok=True)
+        if not _is_closed(process):
+            _end(identity)
 
     async def dry_run(self, _: str) -> Swept | Finding:
         code, output, errors = await _run(self._settings.program, "garbage-collect", "--dry-run", self._settings.config)
@@ -68,9 +83,12 @@ class LocalSite:
         )
         return No(f"the sweep exited with {code}: {(errors or output).strip()[-300:]}") if code else Swept(output)
 
-    async def restart(self) -> None:
-        if process := self._process():
-            _end(process)
+    async def restart(self, ours: Ours) -> None:
+        process = self._process()
+        identity = process and _identity(process)
+        await ours()
+        if identity:
+            _end(identity)
 
     async def settled(self, old: tuple[str, ...]) -> Finding:
         with self._locked() as free:
@@ -81,13 +99,27 @@ class LocalSite:
             return Wait("its old process has not ended yet")
         return Wait(standing.unsettled) if standing.unsettled else Well()
 
-    async def open(self, _: str) -> None:
+    async def open(self, ours: Ours) -> None:
+        mark = _text(self._settings.marker)
+        await ours()
+        with self._unswept():
+            if _text(self._settings.marker) not in (None, mark):
+                raise ClusterUnavailable("another run has closed the registry meanwhile")
+            for beside in self._settings.marker.parent.glob(f"{glob.escape(self._settings.marker.stem)}.*.new"):
+                beside.unlink(missing_ok=True)
+            self._settings.marker.unlink(missing_ok=True)
+            process = self._process()
+            identity = _identity(process) if process and _is_closed(process) else None
+        if identity:
+            _end(identity)
+
+    @contextmanager
+    def _unswept(self) -> Iterator[None]:
+        """No sweep lives while the marker is set or taken away."""
         with self._locked() as free:
             if not free:
                 raise ClusterUnavailable("a sweep of the registry has not ended yet")
-            self._settings.marker.unlink(missing_ok=True)
-        if (process := self._process()) and _is_closed(process):
-            _end(process)
+            yield
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
@@ -129,9 +161,12 @@ def _is_closed(process: int) -> bool:
     return False
 
 
-def _end(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGTERM)
+def _end(identity: str) -> None:
+    """SIGTERM to that process, and to no other that has its number by now."""
+    process = int(identity.partition("@")[0])
+    if _identity(process) == identity:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
 
 
 def _end_sweep(session: int) -> None:

@@ -11,6 +11,7 @@ from time import monotonic
 
 import structlog
 
+from ledger.chores import Claim
 from ledger.collected import CollectedHere
 from ledger.errors import (
     ChoreLost,
@@ -79,8 +80,8 @@ class Work:
     reader: RegistryReader
     holds: Holds
     evidence: Evidence
-    ours: Callable[[], Awaitable[None]]
-    """Asked before anything is changed outside: raises where another has taken the run on."""
+    claim: Claim
+    """Of the run: what is changed, here and outside, is changed while it stands."""
 
     @property
     def registry(self) -> str:
@@ -91,7 +92,7 @@ class Work:
         if state.step in HELD and state.step is not Step.HOLD and not self._plans(state):
             # Builds are held for as long as the registry is not proved read-write, unless somebody else holds it by now.
             try:
-                await self.holds.take(self.collected.names, _holder(state), HOLD)
+                await self.holds.take(self.collected.names, _holder(state), HOLD, claim=self.claim)
             except RegistryHeld as error:
                 if state.step in (Step.DRAIN, Step.CLOSE, Step.PROVE, Step.SURVEY, Step.JUDGE, Step.SWEEP):
                     return No(str(error))
@@ -126,7 +127,7 @@ class Work:
 
     async def _hold(self, state: Collection, _: datetime) -> Finding:
         try:
-            await self.holds.take(self.collected.names, _holder(state), HOLD)
+            await self.holds.take(self.collected.names, _holder(state), HOLD, claim=self.claim)
         except RegistryHeld as error:
             return Wait(str(error))
         return Well()
@@ -136,16 +137,15 @@ class Work:
         return Wait(f"{len(builds)} builds that write to it still run, as {builds[0]}") if builds else Well()
 
     async def _close(self, state: Collection, _: datetime) -> Finding:
-        await self.ours()
-        await self.site.close(state.run)
+        await self.site.close(state.run, self.claim.hold)
         return Well()
 
     async def _prove(self, state: Collection, _: datetime) -> Finding:
         return await self._closed(state, None)
 
     async def _survey(self, state: Collection, now: datetime) -> Finding:
-        await self.evidence.begin(self.registry, state.run)
-        there = set(await self.evidence.names(self.registry, state.run)) if state.sweeps else set()
+        await self.evidence.begin(self.registry, state.run, self.claim)
+        there = set(await self.evidence.names(self.registry, state.run) or ()) if state.sweeps else set()
         ahead = [name for name in await self._repositories() if name not in there and name > (state.cursor or "")]
         end, read = (
             monotonic() + _BIT,
@@ -161,7 +161,7 @@ class Work:
                 # What cannot be read now is not what the sweep has cost.
                 found[name] = without(needed, await absent_of(self.reader, self.registry, name, needed, read=needed))
                 read = _counted(read, found[name])
-            await self.evidence.keep(self.registry, {name: written(needed) for name, needed in found.items()})
+            await self.evidence.keep(self.registry, {name: written(needed) for name, needed in found.items()}, self.claim)
             if monotonic() > end and start + _TOGETHER < len(ahead):
                 return More(some[-1], read)
         return Well()
@@ -173,12 +173,15 @@ class Work:
         eligible = read_dry_run(done.output)
         if isinstance(eligible, str):
             return No(eligible)
-        needed = await self._needed(state)
+        kept = await self.evidence.read(self.registry, state.run)
+        if kept is None:
+            return No("what its tags need was read, and is not known any more; nothing was deleted")
+        needed = {name: read_back(one) for name, one in kept.items()}
         if why := judge(eligible, needed):
             return No(why)
         dry = await self._weighed(eligible, sorted(needed))
         if self._plans(state):
-            await self.evidence.forget(self.registry, state.run)
+            await self.evidence.forget(self.registry, self.claim)
         return Well(dry=dry)
 
     async def _sweep(self, state: Collection, *, resumed: bool) -> Finding:
@@ -188,7 +191,7 @@ class Work:
             return No(proof.why) if isinstance(proof, Wait | No) else proof
         if builds := await self.holds.writers(self.collected.names):
             return No(f"builds that write to it run, as {builds[0]}")
-        await self.ours()
+        await self.claim.hold()
         sweeping = asyncio.ensure_future(self.site.sweep(state.run, state.sweeps, resumed=resumed))
         try:
             while not (await asyncio.wait({sweeping}, timeout=_WATCH))[0]:
@@ -208,8 +211,7 @@ class Work:
 
     async def _restart(self, _: Collection, __: datetime) -> Finding:
         old = await self.site.standing()
-        await self.ours()
-        await self.site.restart()
+        await self.site.restart(self.claim.hold)
         return Well(witness=tuple(sorted(door.process for door in old.doors)))
 
     async def _settle(self, state: Collection, _: datetime) -> Finding:
@@ -217,6 +219,9 @@ class Work:
 
     async def _verify(self, state: Collection, now: datetime) -> Finding:
         kept = await self.evidence.names(self.registry, state.run)
+        if kept is None and state.sweeps:
+            return No("what was there before the sweep is not known any more, so nobody can say whether all of it is")
+        kept = kept or []
         ahead = [name for name in sorted({*kept, *await self._repositories()}) if name > (state.cursor or "")]
         end, read = (
             monotonic() + _BIT,
@@ -227,7 +232,7 @@ class Work:
             if isinstance(fresh, str):
                 return Wait(fresh)
             before = (
-                {key: read_back(one) for key, one in (await self.evidence.read(self.registry, state.run, name)).items()}
+                {key: read_back(one) for key, one in (await self.evidence.read(self.registry, state.run, name) or {}).items()}
                 if name in kept
                 else {}
             )
@@ -240,22 +245,22 @@ class Work:
                 return More(name, read)
         return Well(verified=read)
 
-    async def _open(self, state: Collection, _: datetime) -> Finding:
-        await self.ours()
-        await self.site.open(state.run)
+    async def _open(self, _: Collection, __: datetime) -> Finding:
+        await self.site.open(self.claim.hold)
         return Well()
 
-    async def _prove_open(self, state: Collection, _: datetime) -> Finding:
+    async def _prove_open(self, _: Collection, __: datetime) -> Finding:
         standing = await self.site.standing()
         if standing.mark is not None or standing.closed:
-            await self.ours()
-            await self.site.open(state.run)
+            await self.site.open(self.claim.hold)
             return Wait("it is told once more to be read-write")
-        return await self._each_door(standing.doors, standing.unsettled, refusing=False)
+        # A worker that slept may have begun a sweep just before the registry was opened.
+        settled = await self.site.settled(())
+        return settled if not isinstance(settled, Well) else await self._each_door(standing.doors, standing.unsettled, refusing=False)
 
     async def _release(self, state: Collection, _: datetime) -> Finding:
         await self.holds.release(self.collected.names, _holder(state))
-        await self.evidence.forget(self.registry, state.run)
+        await self.evidence.forget(self.registry, self.claim)
         return Well()
 
     async def _closed(self, state: Collection, witness: Sequence[str] | None) -> Finding:
@@ -283,10 +288,6 @@ class Work:
 
     async def _repositories(self) -> list[str]:
         return sorted([name async for name in self.reader.catalog(self.registry)])
-
-    async def _needed(self, state: Collection) -> dict[str, Needed]:
-        kept = await self.evidence.read(self.registry, state.run)
-        return {name: read_back(one) for name, one in kept.items()}
 
     async def _weighed(self, eligible: Eligible, repositories: list[str]) -> DryRun:
         total, unknown = await sizes_of(self.reader, self.registry, repositories, eligible.blobs, _QUESTIONS)

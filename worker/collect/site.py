@@ -3,14 +3,22 @@
 Every call may be repeated, also by another process after the first was killed in it. `run` names the collection in all that is left outside.
 A call that only changes what is wanted (`close`, `restart`, `open`) returns at once; the calls that look say what came of it. Each `restart`
 replaces the processes anew.
+
+Those three look first, then ask whether the run is still the worker's own (`ours`, which raises where it is not), and then change what they have
+seen, if it is still that: ClusterUnavailable where it is not. So a worker that sleeps anywhere in them, and wakes up when another has ended
+the run, or begun the next one, changes nothing any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from worker.collect.steps import Finding
+
+Ours = Callable[[], Awaitable[None]]
+"""Whether the run is still the worker's own: raises where it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Site(Protocol):
 
     async def standing(self) -> Standing: ...
 
-    async def close(self, run: str) -> None:
+    async def close(self, run: str, ours: Ours) -> None:
         """Tell it to be read-only, and leave the run's mark."""
         ...
 
@@ -64,7 +72,7 @@ class Site(Protocol):
         """Sweep, only within or beside a process that is closed by this run. `Wait`: it goes on; `Lost`: an earlier call was cut off (`resumed`), and nobody knows how it ended."""
         ...
 
-    async def restart(self) -> None:
+    async def restart(self, ours: Ours) -> None:
         """New processes, as closed as these; what was executed within the old ones ends with them."""
         ...
 
@@ -72,6 +80,6 @@ class Site(Protocol):
         """Whether those processes are gone and others are up, and no sweeper lives."""
         ...
 
-    async def open(self, run: str) -> None:
-        """Take everything back that the run has changed. Only called where no sweeper lives."""
+    async def open(self, ours: Ours) -> None:
+        """Take everything back that a run has changed, whichever. ClusterUnavailable also where a sweeper lives, which is ended."""
         ...

@@ -226,6 +226,8 @@ def _go_on(state: Collection, found: Well, now: datetime) -> Collection:
             step = Step.DONE
         case Step.JUDGE if found.dry is not None and not found.dry.eligible and not state.sweeps:
             step = Step.OPEN
+        case Step.JUDGE if state.dry is not None:
+            learned["dry"] = state.dry  # a sweep that was cut off has freed some of it: the first dry run tells of all
         case Step.SWEEP:
             learned |= {"sweeping": False, "swept": True}
         case Step.SETTLE:

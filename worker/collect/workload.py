@@ -1,8 +1,8 @@
 """A registry's Deployment or StatefulSet: what is read of it, and what is asked for to close, restart, open and sweep it. Pure.
 
 What a run changes carries its name, so that whoever finds it knows whose it is: an annotation on the workload, beside the variable that makes
-the registry read-only, and a label on its pods, without which the sweep's pod finds no node. So a sweep that was asked for too late (by a
-worker that slept, after the run had ended) never starts.
+the registry read-only, and a label on its pods, without which the sweep's pod finds no node; and those pods own the sweep. So a sweep that was
+asked for too late (by a worker that slept, after the run had ended) never starts, and is taken away by the cluster.
 """
 
 from __future__ import annotations
@@ -76,9 +76,11 @@ class Workload:
         status, wanted = self.body.get("status") or {}, self.body["spec"].get("replicas", 1)
         if status.get("observedGeneration", 0) < self.body["metadata"]["generation"]:
             return "its controller has not seen the change yet"
-        numbers = {name: status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas")}
-        if any(number != wanted for number in numbers.values()):
-            return f"its pods are being replaced ({numbers['updatedReplicas']} of {wanted} are new, {numbers['readyReplicas']} ready)"
+        there, new, ready = (status.get(name, 0) for name in ("replicas", "updatedReplicas", "readyReplicas"))
+        if (there, new) != (wanted, wanted):
+            return f"its pods are being replaced ({new} of {wanted} are new, {ready} ready)"
+        if ready != wanted:
+            return f"of its {wanted} pods {ready} are ready"
         if status.get("currentRevision") != status.get("updateRevision"):
             return "its pods are being replaced"
         return None
@@ -134,8 +136,10 @@ class Workload:
             },
         }
 
-    def job(self, name: str, run: str, command: Sequence[str], *, beside: bool) -> Json:
-        """A sweep as a Job: the registry's own container with another command, on the node of its pod. `beside`: the pod need not be closed."""
+    def job(self, name: str, run: str, command: Sequence[str], closed: Sequence[Json] | None) -> Json:
+        """A sweep as a Job: the registry's own container with another command, on the node of its pod. `closed`: the pods that this run has
+        closed, with which the cluster ends it; None: a dry run, beside any.
+        """
         container = self.container
         assert container is not None, "look() refuses it"
         kept = ("name", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext", "resources", "workingDir")
@@ -150,11 +154,14 @@ class Workload:
         )
         spec = self.template["spec"]
         labels = {SWEEPS: self.settings.workload.replace("/", "."), MARK: run}
-        matching = {**self.body["spec"]["selector"]["matchLabels"], **({} if beside else {CLOSED: run})}
+        matching = {**self.body["spec"]["selector"]["matchLabels"], **({} if closed is None else {CLOSED: run})}
+        owners = [
+            {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]} for pod in closed or ()
+        ]
         return {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": {"name": name, "namespace": self.settings.namespace, "labels": labels},
+            "metadata": {"name": name, "namespace": self.settings.namespace, "labels": labels, "ownerReferences": owners},
             "spec": {
                 "backoffLimit": 0,
                 "activeDeadlineSeconds": _LONGEST,
