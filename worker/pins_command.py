@@ -6,19 +6,16 @@ A pin stands in the ledger, so it holds for every worker from the moment that th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import click
 
 from ledger.console import JSON, me, say_json, say_table, say_time
-from ledger.errors import LedgerUnavailable, ManifestUnknown, NotFound, RegistryError
+from ledger.errors import ManifestUnknown, NotFound, RegistryError
 from ledger.references import ImageReference, parse_mark
-from ledger.store import Ledger
 from worker.command_line import IMAGE, Parsed, on_ledger
 from worker.registry.pace import IMPATIENT
 from worker.registry.reader import RegistryReader
 from worker.registry_access import Access, accessing
-from worker.retention.running import under_all_names
 
 
 @click.command()
@@ -61,19 +58,6 @@ def list_pins(as_json: bool) -> None:
         return
     rows = ((one.image or one.mark, one.by or "", say_time(one.at), one.why) for one in found)
     say_table(("IMAGE", "BY", "PINNED", "REASON"), rows)
-
-
-def known_pins() -> Mapping[str, str]:
-    """What is pinned, by every name of its registry, and why. Who removes by hand what no crabpot knows has no ledger: then that is said."""
-
-    async def read(ledger: Ledger) -> dict[str, str]:
-        return under_all_names(await ledger.shelf.pins(), (one.names for one in (await ledger.site()).collect))
-
-    try:
-        return on_ledger(read)
-    except LedgerUnavailable as error:
-        click.echo(f"crabpot: nobody could see what is pinned ({error})", err=True)
-        return {}
 
 
 async def _require(image: ImageReference, access: Access) -> None:

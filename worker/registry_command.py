@@ -18,14 +18,15 @@ from ledger.references import ImageReference
 from worker.abreast import each
 from worker.adoption_command import adopt
 from worker.command_line import HOST, IMAGE
-from worker.pins_command import known_pins, list_pins, pin, unpin
+from worker.pins_command import list_pins, pin, unpin
 from worker.registry.client import RegistryClient
 from worker.registry.copying import copy_image
 from worker.registry.manifests import IMAGE_CONFIGS, Manifest
 from worker.registry.reader import RegistryReader
 from worker.registry.rehearsal import Changing, Rehearsal
 from worker.registry_access import Access, accessing
-from worker.removal import Removal, look, remove, require_unpinned
+from worker.removal import Removal, look, remove, require_unused
+from worker.uses import known_uses
 
 _AT_ONCE = 16
 
@@ -136,15 +137,15 @@ def copy(source: ImageReference, target: ImageReference, access: Access, as_json
 def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, access: Access, as_json: bool) -> None:
     """Remove images of one repository for good, with their digests.
 
-    A digest goes with all its tags, so each of them must be named. What is part of an index goes only with that; what is pinned stays.
+    A digest goes with all its tags, so each of them must be named. What is part of an index goes only with that; what is used or pinned stays.
     """
     if len({image.name for image in images}) > 1:
         raise click.UsageError("name images of one repository at a time")
-    pins = known_pins()
+    used = known_uses()
 
     async def work() -> list[dict[str, Any]]:
         async with access.open(RegistryReader, images[0].registry) as reader:
-            removal = await look(reader, images, pins)
+            removal = await look(reader, images, used)
         if not (yes or dry_run):
             _ask(removal)
         async with _changing(access, images[0].registry, rehearse=dry_run) as client:
@@ -165,10 +166,10 @@ def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, 
 @click.argument("image", type=IMAGE)
 @accessing
 def untag(image: ImageReference, access: Access, as_json: bool) -> None:
-    """Take a tag away and leave its image, where the registry can do that. What is pinned stays."""
+    """Take a tag away and leave its image, where the registry can do that. What is used or pinned stays."""
     if image.tag is None or image.digest:
         raise click.UsageError("name a tag, as registry.example.com/team/app:1")
-    require_unpinned(image, known_pins())
+    require_unused(image, known_uses())
 
     async def work() -> bool:
         async with access.open(RegistryClient, image.registry) as client:

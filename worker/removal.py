@@ -13,9 +13,10 @@ from ledger.errors import ImageInUse, ManifestUnknown, RegistryError
 from ledger.references import ImageReference
 from worker.registry.reader import RegistryReader
 from worker.registry.rehearsal import Changing
+from worker.retention.decisions import Reason, Why
 from worker.retention.inventory import Repository
 from worker.retention.memory import LocalMemory
-from worker.retention.protection import Web
+from worker.retention.protection import Protected, Web
 from worker.retention.survey import survey
 
 
@@ -35,17 +36,15 @@ class _Ageless(LocalMemory):
         return dict.fromkeys(digests)
 
 
-async def look(reader: RegistryReader, named: Sequence[ImageReference], pins: Mapping[str, str]) -> Removal:
-    """See what removing images of one repository would mean. `pins`: by their marks, and why. ImageInUse: something stands against it;
-    ManifestUnknown, RegistryError.
-    """
+async def look(reader: RegistryReader, named: Sequence[ImageReference], protected: Protected) -> Removal:
+    """See what removing images of one repository would mean. ImageInUse: something stands against it; ManifestUnknown, RegistryError."""
     place = ImageReference(named[0].registry, named[0].repository)
     also = {place.name: [image.digest for image in named if image.digest]}
     inventory = await survey(reader, place.registry, [place.repository], _Ageless(), datetime.now(UTC), also=also)
-    return judge(place, inventory.repositories[0], named, pins)
+    return judge(place, inventory.repositories[0], named, protected)
 
 
-def judge(place: ImageReference, repository: Repository, named: Sequence[ImageReference], pins: Mapping[str, str]) -> Removal:
+def judge(place: ImageReference, repository: Repository, named: Sequence[ImageReference], protected: Protected) -> Removal:
     """Pure: whether images may go, all of those named at once."""
     if repository.trouble is not None:
         raise RegistryError(f"{place} was not wholly read, so nothing is removed: {repository.trouble}")
@@ -63,18 +62,23 @@ def judge(place: ImageReference, repository: Repository, named: Sequence[ImageRe
         if holders := sorted(set(web.parents.get(digest, ())) - tags.keys()):
             raise ImageInUse(f"{place.with_digest(digest)} is part of the index {holders[0]}; remove that first")
         for name in names:
-            require_unpinned(place.with_tag(name), pins)
-    for pinned, meant in web.meant(pins):
+            require_unused(place.with_tag(name), protected)
+    for mark, meant in web.meant(protected.marks):
         if {meant, *web.holders(meant)} & tags.keys():
-            require_unpinned(place.with_digest(pinned), pins)
+            raise _in_use(place.with_digest(meant), protected.reasons(mark)[0])
     orphans = sorted(tag.name for digest in tags for tag in web.signatures.get(digest, ()) if tag.name not in tags_named)
     return Removal(place, tuple((digest, tuple(tags[digest])) for digest in web.in_order(tags)), tuple(orphans))
 
 
-def require_unpinned(image: ImageReference, pins: Mapping[str, str]) -> None:
-    """ImageInUse: somebody has pinned it."""
-    if image.mark in pins:
-        raise ImageInUse(f"{image} is pinned ({pins[image.mark]}); if that is over: crabpot registry unpin {image}")
+def require_unused(image: ImageReference, protected: Protected) -> None:
+    """ImageInUse: somebody uses it, has pinned it, or builds it."""
+    if reasons := protected.reasons(image.mark):
+        raise _in_use(image, reasons[0])
+
+
+def _in_use(image: ImageReference, reason: Reason) -> ImageInUse:
+    over = f"; if that is over: crabpot registry unpin {image}" if reason.why is Why.PINNED else ""
+    return ImageInUse(f"{image} stays ({reason}){over}")
 
 
 async def remove(client: Changing, removal: Removal) -> None:

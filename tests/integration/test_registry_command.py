@@ -117,15 +117,25 @@ async def test_removing_asks_for_every_tag_and_leaves_parts_of_indexes(registry:
     assert (code, "cannot take a tag away alone" in err) == (1, True)
 
 
-async def test_what_is_pinned_is_not_removed_and_without_a_ledger_that_is_said(registry, crabpot, ledger, redis_url: str) -> None:
+async def test_what_is_used_is_not_removed_and_without_a_ledger_that_is_said(registry, crabpot, ledger, redis_url: str) -> None:
     registry.push_image("rm/pinned", "1", layers=(b"pinned",))
     name = f"{registry.host}/rm/pinned:1"
     await ledger.shelf.pin(name, "the audit")
     for command in (("rm", "--yes"), ("untag",)):
         code, _, err = await crabpot(*command, name, CRABPOT_REDIS_URL=redis_url)
-        assert (code, f"{name} is pinned (the audit)" in err) == (5, True), err
+        assert (code, f"{name} stays (pinned: the audit)" in err) == (5, True), err
+    await ledger.shelf.unpin(name)
+    file = "version: 1\nprojects: {}\nclusters: {prod: {token: {env: PROD_TOKEN}}, other: {token: {env: OTHER_TOKEN}}}\n"
+    await ledger.store_projects(parse_projects(file))
+    await ledger.usage.store("prod", {name: "deployment shop/web"}, await ledger.now())
+    code, _, err = await crabpot("rm", "--yes", name, CRABPOT_REDIS_URL=redis_url)
+    assert (code, "stays (running: deployment shop/web of the cluster prod)" in err, "the cluster other did not say" in err) == (
+        5,
+        True,
+        True,
+    )
     code, out, err = await crabpot("rm", "--yes", name, CRABPOT_REDIS_URL="redis://127.0.0.1:1/0")
-    assert (code, "removed" in out, "nobody could see what is pinned" in err) == (0, True, True)
+    assert (code, "removed" in out, "nobody could see what is used or pinned" in err) == (0, True, True)
 
 
 async def test_untagging_where_the_registry_can(crabpot, tmp_path: Path) -> None:

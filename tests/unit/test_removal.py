@@ -8,13 +8,14 @@ from ledger.errors import ImageInUse, ManifestUnknown, RegistryError
 from ledger.references import ImageReference
 from tests.unit.inventories import NAME, digest, holding, image, index, tag
 from worker.removal import judge
+from worker.retention.protection import Protected
 
 PLACE = ImageReference.parse(NAME)
 
 
-def judged(inventory, *names, pins=None):
+def judged(inventory, *names, protected=Protected()):
     named = [PLACE.with_digest(digest(name[1:])) if name.startswith("@") else PLACE.with_tag(name) for name in names]
-    return judge(PLACE, inventory.repositories[0], named, pins or {})
+    return judge(PLACE, inventory.repositories[0], named, protected)
 
 
 SHARED = holding(image("a"), image("b"), tag("1", "a"), tag("latest", "a"), tag("2", "b"))
@@ -53,14 +54,24 @@ def test_what_is_not_there_or_was_not_read():
         with pytest.raises(ManifestUnknown):
             judged(SHARED, name)
     with pytest.raises(ManifestUnknown, match="name a tag"):
-        judge(PLACE, SHARED.repositories[0], [PLACE], {})
+        judge(PLACE, SHARED.repositories[0], [PLACE], Protected())
     with pytest.raises(RegistryError, match="503"):
         judged(holding(image("a"), tag("1", "a"), trouble="503"), "1")
 
 
-def test_what_is_pinned_stays():
+def test_what_is_used_stays():
     inventory = holding(image("amd"), index("both", "amd"), image("b"), tag("amd", "amd"), tag("both", "both"), tag("b", "b"))
     for mark, names in ((f"{NAME}:both", ("both",)), (digest("both"), ("both",)), (digest("amd"), ("both",)), (f"{NAME}:b", ("b",))):
-        with pytest.raises(ImageInUse, match=r"is pinned \(the audit\).*unpin"):
-            judged(inventory, *names, pins={mark: "the audit"})
-    assert judged(inventory, "b", pins={f"{NAME}:amd": "the audit", digest("both"): "the audit"}).digests == ((digest("b"), ("b",)),)
+        with pytest.raises(ImageInUse, match=r"stays \(pinned: the audit\).*unpin"):
+            judged(inventory, *names, protected=Protected(pinned={mark: "the audit"}))
+        with pytest.raises(ImageInUse, match=r"stays \(running: pod shop/web\)$"):
+            judged(inventory, *names, protected=Protected(running={mark: "pod shop/web"}))
+    others = Protected(pinned={f"{NAME}:amd": "the audit"}, in_flight={digest("both"): "build 1"})
+    assert judged(inventory, "b", protected=others).digests == ((digest("b"), ("b",)),)
+
+
+def test_what_runs_by_the_digest_of_its_configuration_stays():
+    inventory = holding(image("a"), tag("a", "a"))
+    configuration = inventory.repositories[0].manifests[0].blobs[0].digest
+    with pytest.raises(ImageInUse, match="pod shop/web"):
+        judged(inventory, "a", protected=Protected(running={configuration: "pod shop/web"}))

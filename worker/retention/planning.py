@@ -16,11 +16,13 @@ from ledger.errors import NotFound, RegistryError
 from ledger.events import RegistryEvent, registry_event
 from ledger.plans import AUTOMATIC
 from ledger.site import ClusterSource, Site
+from ledger.store import Ledger
 from worker.chores import Next, done
 from worker.place import Place
 from worker.retention import flights
 from worker.retention.decisions import Action, Plan, RepositoryPlan
-from worker.retention.inquiries import LATELY, Answer, Silence
+from worker.retention.flights import Flights
+from worker.retention.inquiries import LATELY, Answer, Inquiries, Silence
 from worker.retention.inventory import Inventory, Repository
 from worker.retention.plan import plan
 from worker.retention.policy import Policies
@@ -77,7 +79,7 @@ async def look(
             paths = ()
         for path in paths:
             owners.setdefault(path, name)
-    protected = await protected_now(place, LATELY)
+    protected = await protected_now(place.ledger, place.flights, place.inquiries, LATELY)
     found: list[Repository] = []
     for name in dict.fromkeys(owners.values()):
         reader = place.long_work.reader(name, projects[name], registry)
@@ -101,19 +103,21 @@ async def look(
     return plan(inventory, policies, protected, now, binned=binned or ()), {one.name: one for one in found}
 
 
-async def protected_now(place: Place, age: timedelta) -> Protected:
+async def protected_now(ledger: Ledger, flying: Flights, inquiries: Inquiries, age: timedelta) -> Protected:
     """What is used outside of the registry: what is pinned at this moment, what clusters run and builds push at most so long ago."""
-    site, builds = await place.ledger.site(), await place.flights.marks(place.ledger, min(age, flights.LATELY))
-    answered, silent, runs = await _running(place, site, age)
+    site, builds = await ledger.site(), await flying.marks(ledger, min(age, flights.LATELY))
+    answered, silent, runs = await _running(ledger, inquiries, site, age)
     names = [one.names for one in site.collect]
-    running, pinned, in_flight = (under_all_names(marks, names) for marks in (runs, await place.ledger.shelf.pins(), builds))
+    running, pinned, in_flight = (under_all_names(marks, names) for marks in (runs, await ledger.shelf.pins(), builds))
     return Protected(running=running, pinned=pinned, in_flight=in_flight, answered=answered, silent=silent)
 
 
-async def _running(place: Place, site: Site, age: timedelta) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
+async def _running(
+    ledger: Ledger, inquiries: Inquiries, site: Site, age: timedelta
+) -> tuple[tuple[str, ...], dict[str, str], dict[str, str]]:
     """The clusters that say what they run, those that do not and why, and what they run."""
-    now, names = await place.ledger.now(), sorted(site.clusters)
-    found = await asyncio.gather(*(_answer(place, name, site.clusters[name], now, age) for name in names))
+    now, names = await ledger.now(), sorted(site.clusters)
+    found = await asyncio.gather(*(_answer(ledger, inquiries, name, site.clusters[name], now, age) for name in names))
     answered: list[str] = []
     silent: dict[str, str] = {}
     running: dict[str, str] = {}
@@ -126,10 +130,10 @@ async def _running(place: Place, site: Site, age: timedelta) -> tuple[tuple[str,
     return tuple(answered), silent, running
 
 
-async def _answer(place: Place, name: str, source: ClusterSource, now: datetime, age: timedelta) -> Answer:
+async def _answer(ledger: Ledger, inquiries: Inquiries, name: str, source: ClusterSource, now: datetime, age: timedelta) -> Answer:
     if not source.reports:
-        return await place.inquiries.ask(name, source, age)
-    report = await place.ledger.usage.report(name, now)
+        return await inquiries.ask(name, source, age)
+    report = await ledger.usage.report(name, now)
     return Silence(f"it has not reported for an hour (PUT /v1/clusters/{name}/images)") if report is None else report
 
 

@@ -98,7 +98,7 @@ class _Purging:
         await self._bury(client, found)
         web = Web.of(found)
         # Nobody is asked who uses what is gone already, as it is on the look after each deletion.
-        protected = await protected_now(place, NOW) if there else Protected()
+        protected = await protected_now(place.ledger, place.flights, place.inquiries, NOW) if there else Protected()
         await self._verify(client, web, there)
         await self._delete(client, found, web, protected, there)
 
