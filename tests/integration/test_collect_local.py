@@ -99,6 +99,32 @@ async def test_at_every_point_whatever_happens_it_ends_read_write_and_whole(ledg
     place.check()
 
 
+@pytest.mark.parametrize(("at", "swept"), [("dry_run before", False), ("sweep after", True)])
+async def test_evidence_that_is_gone_is_no_proof_that_nothing_is_needed(ledger, place, garbage, at, swept):
+    """The ledger has lost what a survey read: an empty list of what is needed would agree with any sweep."""
+
+    async def lose() -> None:
+        await ledger.connection.command("DEL", ledger.connection.keys.evidence(place.settings.registry))
+
+    class Losing(LocalSite):
+        async def dry_run(self, name):
+            if at == "dry_run before":
+                await lose()
+            return await super().dry_run(name)
+
+        async def sweep(self, *given, **named):
+            done = await super().sweep(*given, **named)
+            if at == "sweep after":
+                await lose()
+            return done
+
+    end = (await drive(ledger, place.settings, Losing(place.settings), Anonymous(), lambda _: None))[-1]
+    assert "is not known any more" in end.trouble
+    assert (garbage in place.blobs()) is not swept
+    assert await ledger.holds.all() == []
+    place.check()
+
+
 async def test_somebody_who_takes_the_marker_away_midway_stops_the_run(ledger, place, garbage):
     reverted: list[str] = []
 
