@@ -111,7 +111,8 @@ async def test_a_worker_that_is_stopped_and_wakes_up_in_the_next_run(scenes, for
     evidence = [after for before, after in pairwise(passed) if before.name == "ledger.hget" and after.name == "ledger.chore_write"]
     assert holds
     assert evidence
-    await side_by_side([*holds, *evidence, *is_asked(passed)], stop, at_once=scenes.at_once)
+    # The other half is tried where nobody has begun another run.
+    await side_by_side([*holds, *evidence, *is_asked(passed)[::2]], stop, at_once=scenes.at_once)
 
 
 def stops(passed: list[Point]) -> list[Point]:

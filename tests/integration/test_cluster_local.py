@@ -201,6 +201,7 @@ async def test_a_runner_that_died_while_nobody_watched(cluster: LocalCluster, ot
     end = find(await other.pods(), pod.name)
     assert end
     assert (end.phase, end.reason) == (Phase.ENDED, "RunnerLost")
+    await dead(child)
     assert not lives(child)
 
 
