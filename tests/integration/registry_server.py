@@ -344,6 +344,8 @@ class TokenServer(ScriptedServer):
         self.lifetime = lifetime
         self.rights: dict[str, dict[str, set[str]]] = {}
         """User ("" for nobody) -> repository -> actions."""
+        self.names_nothing = False
+        """Whether a token also names, with no actions, what it grants nothing on, as Harbor's do."""
 
     def grant(self, request: Request) -> Reply:
         user, asked = "", request.query.get("scope", [])
@@ -360,7 +362,8 @@ class TokenServer(ScriptedServer):
         access = []
         for scope in asked:
             kind, name, actions = scope.split(":")
-            if allowed := self.rights.get(user, {}).get(name, set()) & set(actions.split(",")):
+            allowed = self.rights.get(user, {}).get(name, set()) & set(actions.split(","))
+            if allowed or self.names_nothing:
                 access.append({"type": kind, "name": name, "actions": sorted(allowed)})
         key = "access_token" if request.method == "POST" else "token"
         body = {key: self.token(user, access), "expires_in": self.lifetime}

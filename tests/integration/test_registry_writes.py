@@ -13,6 +13,7 @@ from ledger.errors import ManifestUnknown, RateLimited, RegistryConfused, Regist
 from ledger.references import ImageReference
 from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, Behaviour, Reply, Request, ScriptedServer, digest_of, scripted
 from worker.registry import IMPATIENT, Anonymous, Budgets, Descriptor, Patience, RegistryClient
+from worker.registry.copying import copy_image
 
 RAW = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
 HONEST = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": digest_of(RAW)}
@@ -233,6 +234,31 @@ async def test_a_blob_is_put_where_the_registry_says_with_its_digest() -> None:
         put = server.requests[-1]
         assert (put.method, put.body, put.query) == ("PUT", b"blob", {"_state": ["x"], "digest": [digest_of(b"blob")]})
         assert "transfer-encoding" not in put.headers
+
+
+async def test_a_blob_that_was_taken_after_all_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that takes long to commit: a proxy gives up waiting, and the blob is there."""
+    monkeypatch.setattr("worker.registry.copying.PATIENT", QUICK)
+    blob, there = b"blob", False
+    layer = {"mediaType": "m", "digest": digest_of(blob), "size": len(blob)}
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer]}).encode()
+
+    def behave(request: Request) -> Reply:
+        nonlocal there
+        if "/manifests/" in request.path:
+            return Reply(201 if request.method == "PUT" else 200, {"Content-Type": OCI_MANIFEST}, raw)
+        if request.method == "POST":
+            return Reply(202, {"Location": "/v2/team/copy/blobs/uploads/1"})
+        if request.method == "PUT":
+            there = True
+            return Reply(504)
+        if "/copy/" in request.path and not there:
+            return Reply(404, SPEAKS)
+        return Reply(200, {}, blob)
+
+    async with registry(behave) as (server, client, image):
+        await copy_image(client, image, client, ImageReference(image.registry, "team/copy", "1"))
+        assert server.asked().count(("PUT", "/v2/team/copy/blobs/uploads/1")) == 1
 
 
 async def test_a_blob_that_ends_early_is_found_out() -> None:

@@ -115,7 +115,10 @@ class RegistryClient(RegistryReader):
         raise refusal(answer, f"see whether {target.registry} takes uploads")
 
     async def mount(self, target: ImageReference, blob: Descriptor, source: str) -> bool:
-        """Have a blob of the repository `source` of the same registry in the target's too, without sending it. False: the registry would not."""
+        """Have a blob of the repository `source` of the same registry in the target's too, without sending it. False: the registry would not.
+
+        RegistryDenied: the credential of the target may not read the source; ManifestUnknown, RegistryConfused: it is refused all the same.
+        """
         repository = path_of(target.registry, source)
         answer = await self._begin(
             target, f"?mount={blob.digest}&from={repository}", scope_of(target, "pull", "push"), Scope(repository, ("pull",))
