@@ -34,15 +34,15 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 
 @dataclass
 class Certificate:
-    """A key and its self-signed certificate for 127.0.0.1, made by openssl."""
+    """A key and its self-signed certificate for 127.0.0.1 and localhost, made by openssl."""
 
     key: Path
     path: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Certificate:
+    def make(cls, folder: Path, name: str = "crabpot-test") -> Certificate:
         key, path = folder / "key.pem", folder / "certificate.pem"
-        names = ("-subj", "/CN=crabpot-test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2")
+        names = ("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-days", "2")
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", path, *names],
             check=True,

@@ -204,11 +204,15 @@ class Authorizer:
                 "scope": " ".join(wanted),
                 "refresh_token": credential.identity_token,
             }
-            answer = await self._wire.send("POST", url.geturl(), headers={}, form=form, limit=_MAX_TOKEN)
+            answer = await self._wire.send("POST", url.geturl(), headers={}, form=form, limit=_MAX_TOKEN, led_by=registry)
         else:
             query = urlencode([*parse_qsl(url.query), *([("service", service)] if service else []), *(("scope", one) for one in wanted)])
             answer = await self._wire.send(
-                "GET", url._replace(query=query).geturl(), headers=_header(credential.basic if credential else None), limit=_MAX_TOKEN
+                "GET",
+                url._replace(query=query).geturl(),
+                headers=_header(credential.basic if credential else None),
+                limit=_MAX_TOKEN,
+                led_by=registry,
             )
         doing = (
             f"get a token for {' '.join(wanted) or registry} {'with the configured credential' if credential else 'without a credential'}"

@@ -53,8 +53,8 @@ class RegistryReader:
     ) -> None:
         """Insecure registries are spoken to over plain HTTP, all others over https.
 
-        Certificates: registry -> path of a CA certificate (PEM); SettingsInvalid for one that cannot be read. Clients that share
-        `budgets` together ask no more of a registry than it allows. `known_as`: address -> the host name that its certificate is for.
+        Certificates: registry -> path of a CA certificate (PEM), trusted for it and wherever its answers lead; SettingsInvalid for one that
+        cannot be read. Clients that share `budgets` together ask no more of a registry than it allows. `known_as`: address -> the host name that its certificate is for.
         """
         self._wire = Wire(
             insecure=insecure,
