@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ledger.console import on_terminal, say_json, say_size, say_table
-from ledger.errors import ImageInUse, ManifestUnknown
+from ledger.errors import ImageInUse, ManifestUnknown, RegistryError
 from ledger.references import ImageReference
 from worker.abreast import each
 from worker.adoption_command import adopt
@@ -21,7 +21,7 @@ from worker.command_line import HOST, IMAGE
 from worker.pins_command import known_pins, list_pins, pin, unpin
 from worker.registry.client import RegistryClient
 from worker.registry.copying import copy_image
-from worker.registry.manifests import IMAGE_CONFIGS, Manifest
+from worker.registry.manifests import IMAGE_CONFIGS, Descriptor, Manifest
 from worker.registry.reader import RegistryReader
 from worker.registry.rehearsal import Changing, Rehearsal
 from worker.registry_access import Access, accessing
@@ -104,7 +104,7 @@ def show(image: ImageReference, access: Access, as_json: bool) -> None:
         if found[name] is not None:
             click.echo(f"{name.replace('_', ' ') + ':':<14}{say_size(found[name]) if name == 'size' else found[name]}")
     for name, title in (("platforms", "platform"), ("layers", "layer"), ("referrers", "referrer")):
-        for part in found[name]:
+        for part in found[name] or ():
             click.echo(f"{title + ':':<14}{part['digest']}  {part.get('platform') or part.get('artifact_type') or say_size(part['size'])}")
     for name, value in found["labels"].items():
         click.echo(f"{'label:':<14}{name}={value}")
@@ -200,7 +200,11 @@ def _ask(removal: Removal) -> None:
 async def _describe(reader: RegistryReader, image: ImageReference) -> dict[str, Any]:
     manifest = await reader.manifest(image)
     config = await _config(reader, image, manifest)
-    referrers = await reader.referrers(image.with_digest(manifest.digest))
+    referrers: tuple[Descriptor, ...] | None = None
+    try:
+        referrers = await reader.referrers(image.with_digest(manifest.digest))
+    except RegistryError as error:
+        click.echo(f"what refers to it is not known: {error}", err=True)
     return {
         "image": str(image),
         "digest": manifest.digest,
@@ -210,7 +214,9 @@ async def _describe(reader: RegistryReader, image: ImageReference) -> dict[str, 
         "platforms": [{"digest": child.digest, "platform": child.platform, "size": child.size} for child in manifest.children],
         "layers": [{"digest": layer.digest, "size": layer.size} for layer in manifest.layers],
         "labels": (config.get("config") or {}).get("Labels") or {},
-        "referrers": [{"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size} for one in referrers],
+        "referrers": [{"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size} for one in referrers]
+        if referrers is not None
+        else None,
     }
 
 

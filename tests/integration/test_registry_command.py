@@ -13,7 +13,17 @@ import pytest
 
 from ledger.projects import parse_projects
 from tests.integration.registry_kinds import KINDS
-from tests.integration.registry_server import OCI_MANIFEST, PASSWORD, USER, RegistryServer, digest_of, run_registry
+from tests.integration.registry_server import (
+    OCI_MANIFEST,
+    PASSWORD,
+    USER,
+    RegistryServer,
+    Reply,
+    Request,
+    digest_of,
+    run_registry,
+    scripted,
+)
 
 CRABPOT = str(Path(sys.executable).parent / "crabpot")
 
@@ -81,6 +91,23 @@ async def test_what_is_wrong_is_said_with_an_exit_code(registry: RegistryServer,
     assert (found, out) == (code, "")
     assert said in err
     assert "Traceback" not in err
+
+
+async def test_an_image_is_shown_where_nobody_knows_what_refers_to_it(crabpot) -> None:
+    config = b"{}"
+    about = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(config), "size": len(config)}
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": about, "layers": []}).encode()
+
+    def behave(request: Request) -> Reply:
+        if "/referrers/" in request.path:
+            return Reply(403)
+        return Reply(200, {"Content-Type": OCI_MANIFEST}, config if "/blobs/" in request.path else raw)
+
+    async with scripted(behave) as server:
+        code, out, err = await crabpot("show", f"{server.host}/team/app:1", host=server.host)
+        assert (code, digest_of(raw) in out, "what refers to it is not known" in err) == (0, True, True)
+        code, out, _ = await crabpot("show", "--json", f"{server.host}/team/app:1", host=server.host)
+        assert (code, json.loads(out)["referrers"]) == (0, None)
 
 
 async def test_copying(registry: RegistryServer, crabpot, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ledger.errors import ManifestUnknown, RateLimited, RegistryConfused, RegistryDenied, RegistryUnavailable, RegistryUnsupported
 from ledger.references import ImageReference
-from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, Behaviour, Reply, Request, ScriptedServer, digest_of, scripted
+from tests.integration.registry_server import OCI_MANIFEST, Behaviour, Reply, Request, ScriptedServer, digest_of, scripted
 from worker.registry import IMPATIENT, Anonymous, Budgets, Descriptor, Patience, RegistryClient
 from worker.registry.copying import copy_image
 
@@ -178,29 +178,6 @@ async def test_a_registry_without_a_catalog() -> None:
     async with registry(lambda request: Reply(405, SPEAKS, b'{"errors": [{"code": "UNSUPPORTED"}]}')) as (_, client, image):
         with pytest.raises(RegistryUnsupported):
             _ = [name async for name in client.catalog(image.registry)]
-
-
-async def test_referrers_fall_back_to_the_tag_only_at_a_definite_no() -> None:
-    digest, about = digest_of(RAW), {"mediaType": OCI_MANIFEST, "digest": digest_of(b"sig"), "size": 3}
-    listed = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [about]}).encode()
-    api: Reply = Reply(404, SPEAKS | {"Content-Type": "text/plain"}, b"404 page not found")
-
-    def behave(request: Request) -> Reply:
-        if request.path == f"/v2/team/app/referrers/{digest}":
-            return api
-        if request.path == f"/v2/team/app/manifests/{digest.replace(':', '-')}":
-            return Reply(200, {"Content-Type": OCI_INDEX}, listed)
-        return Reply(404, SPEAKS)
-
-    async with registry(behave, IMPATIENT) as (_, client, image):
-        [found] = await client.referrers(image.with_digest(digest))
-        assert found.digest == digest_of(b"sig")
-        assert await client.referrers(image.with_digest(digest_of(b"other"))) == ()
-        api = Reply(404, {"Content-Type": "text/html"}, b"<html>")
-        with pytest.raises(RegistryUnavailable):
-            await client.referrers(image.with_digest(digest))
-        api = Reply(200, {"Content-Type": OCI_INDEX}, json.dumps({"manifests": []}).encode())
-        assert await client.referrers(image.with_digest(digest)) == ()
 
 
 @pytest.mark.parametrize(

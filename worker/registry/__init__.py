@@ -1,7 +1,7 @@
 """Image registries: what is read there, what is changed, and where the credentials come from.
 
 `wire` sends and `pace` says how fast; `answers` knows what an answer means; `auth` answers `challenges`, with what `credentials` finds;
-`manifests` and `listing` read what comes back. `reader` is for all that only looks, `client` writes too, `rehearsal` writes without sending,
+`manifests`, `listing` and `referrers` read what comes back. `reader` is for all that only looks, `client` writes too, `rehearsal` writes without sending,
 and `copying` moves whole images.
 """
 

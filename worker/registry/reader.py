@@ -13,14 +13,15 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from ledger.errors import ManifestUnknown, RegistryConfused, RegistryUnsupported
+from ledger.errors import ManifestUnknown, RegistryConfused
 from ledger.references import ImageReference, parse_digest, parse_repository, parse_tag
 from worker.registry.answers import Answer, refusal
 from worker.registry.auth import READING, Authorizer, Scope
 from worker.registry.credentials import Credentials
 from worker.registry.listing import pages
-from worker.registry.manifests import ACCEPT, Descriptor, Manifest, descriptors, digest_of, fallback_tag, media_type_of, parse_object
+from worker.registry.manifests import ACCEPT, Descriptor, Manifest, digest_of, media_type_of, parse_object
 from worker.registry.pace import IMPATIENT, Budgets, Patience
+from worker.registry.referrers import Referrers
 from worker.registry.wire import Timeouts, Wire, is_hub
 
 _MAX_MANIFEST = 4 * 1024 * 1024  # what the specification asks registries to take
@@ -66,6 +67,7 @@ class RegistryReader:
             known_as=known_as,
         )
         self._authorizer = Authorizer(self._wire, credentials, methods=self._methods)
+        self._referrers = Referrers(self._authorizer, self._wire.base, self.manifest)
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,24 +167,15 @@ class RegistryReader:
                 yield _sound(registry, parse_repository, repository)
 
     async def referrers(self, image: ImageReference) -> tuple[Descriptor, ...]:
-        """What refers to a digest (signatures, attestations), by the API, or by the tag `sha256-<hex>` where the registry has none."""
-        if image.digest is None:
-            raise ValueError(f"{image} names no digest")
-        repository = path_of(image.registry, image.repository)
-        path, scope = f"/v2/{repository}/referrers/{image.digest}", Scope(repository, ("pull",))
-        found: list[Descriptor] = []
-        try:
-            async for body in pages(
-                self._authorizer, self._wire.base(image.registry), image.registry, path, scope, f"the referrers of {image}"
-            ):
-                found += descriptors(body.get("manifests"))
-        except (ManifestUnknown, RegistryUnsupported):
-            try:
-                listed = await self.manifest(image.with_tag(fallback_tag(image.digest)))
-            except ManifestUnknown:
-                return ()
-            return listed.children  # of anything but an index: none
-        return tuple(found)
+        """What refers to a digest (signatures, attestations), by the API, or by the tag `sha256-<hex>` where the registry has none.
+
+        Once a registry has shown that it has none, this reader only looks at the tag.
+        """
+        return await self._referrers.of(image, path_of(image.registry, image.repository))
+
+    def lists_referrers(self, registry: str) -> bool | None:
+        """Whether a registry has the referrers' API, as far as `referrers` has asked it; None: nobody has, or its answers did not tell."""
+        return self._referrers.answered(registry)
 
     async def blob_size(self, image: ImageReference, digest: str) -> int | None:
         """Bytes of a blob of the image's repository; None when the registry itself says that it is not there."""

@@ -101,13 +101,14 @@ class Wire:
         limit: int = _MAX_ERROR,
         tries: int | None = None,
         led_by: str | None = None,
+        stay: bool = False,
     ) -> Answer:
         """One exchange, whatever its status; at most `limit` bytes of body. `led_by`: the registry whose answer named the address.
 
         GET and HEAD are repeated as the patience allows; anything else only where `tries` says how often it may be sent.
         Redirects of GET and HEAD are followed, to https only once https was asked, and Authorization stays with the host that it was made for.
         RegistryUnavailable: no answer; RateLimited: it has asked us to wait for longer than the patience; RegistryConfused: not HTTP,
-        too many redirects or too many bytes.
+        too many redirects or too many bytes. `stay`: a redirect to another host is the answer, and not followed.
         """
         request = self._request(method, url, headers, content, form)
         budget = self._budgets.of(_host(request))
@@ -115,7 +116,7 @@ class Wire:
         for tried in itertools.count(1):
             try:
                 async with budget.turn(self._patience):
-                    answer = await self._exchange(request, limit, led_by)
+                    answer = await self._exchange(request, limit, led_by, stay)
             except RegistryUnavailable:
                 pause = self._patience.pause(tried, None)
                 if tried >= most or pause is None:
@@ -140,7 +141,7 @@ class Wire:
         budget = self._budgets.of(host)
         with _ours(host):
             await budget.pass_gate(self._patience)
-            response, redirected = await self._follow(request, None)
+            response, redirected = await self._follow(request, None, stay=False)
             try:
                 body = b"" if response.status_code < 400 else await _read(response, _MAX_ERROR, host)
                 answer = Answer(
@@ -167,21 +168,21 @@ class Wire:
             request.extensions["sni_hostname"] = name.rpartition(":")[0] or name
         return request
 
-    async def _exchange(self, request: httpx.Request, limit: int, led_by: str | None) -> Answer:
+    async def _exchange(self, request: httpx.Request, limit: int, led_by: str | None, stay: bool) -> Answer:
         """The total time holds unless a stream is sent: that takes as long as it moves."""
         total = self._total if isinstance(request.stream, httpx.SyncByteStream) else None
         host = _host(request)
         with _ours(host):
             async with asyncio.timeout(total):
                 try:
-                    return await self._answer(request, limit, led_by)
+                    return await self._answer(request, limit, led_by, stay)
                 except _DROPPED:
                     if request.method not in SAFE:
                         raise
-                    return await self._answer(request, limit, led_by)
+                    return await self._answer(request, limit, led_by, stay)
 
-    async def _answer(self, request: httpx.Request, limit: int, led_by: str | None) -> Answer:
-        response, redirected = await self._follow(request, led_by)
+    async def _answer(self, request: httpx.Request, limit: int, led_by: str | None, stay: bool) -> Answer:
+        response, redirected = await self._follow(request, led_by, stay)
         try:
             host = _host(response.request)
             body = await _read(response, limit, host)
@@ -189,13 +190,13 @@ class Wire:
         finally:
             await _close(response)
 
-    async def _follow(self, request: httpx.Request, led_by: str | None) -> tuple[httpx.Response, bool]:
+    async def _follow(self, request: httpx.Request, led_by: str | None, stay: bool) -> tuple[httpx.Response, bool]:
         """The response in the end, its body not yet read, and whether another origin than the one asked gave it."""
         asked, leader = _origin(request.url), _as_host(led_by) if led_by else _host(request)
         for _ in range(_MAX_REDIRECTS):
             response = await self._pool(_host(request), leader).send(request, stream=True, follow_redirects=False)
             following = response.next_request
-            if following is None:
+            if following is None or (stay and _host(following) != _host(request)):
                 return response, _origin(request.url) != asked
             await _close(response)
             if request.method not in SAFE:
