@@ -26,6 +26,7 @@ from worker.registry.reader import RegistryReader
 from worker.registry.rehearsal import Changing, Rehearsal
 from worker.registry_access import Access, accessing
 from worker.removal import Removal, look, remove, require_unpinned
+from worker.retention.protection import QUARANTINE
 
 _AT_ONCE = 16
 
@@ -59,14 +60,15 @@ def list_repositories(registry: str, access: Access, as_json: bool) -> None:
 @command.command("tags")
 @click.argument("repository", type=IMAGE)
 @click.option("--digests", is_flag=True, help="Ask what each stands for: a request a tag.")
+@click.option("--all", "everything", is_flag=True, help="Also those under which retention holds what can be undone.")
 @accessing
-def list_tags(repository: ImageReference, digests: bool, access: Access, as_json: bool) -> None:
+def list_tags(repository: ImageReference, digests: bool, everything: bool, access: Access, as_json: bool) -> None:
     """List a repository's tags."""
 
     async def work() -> dict[str, str | None]:
         async with access.open(RegistryReader, repository.registry) as reader:
             found: dict[str, str | None] = dict.fromkeys(
-                sorted([tag async for tag in reader.tags(repository.registry, repository.repository)])
+                sorted([tag async for tag in reader.tags(repository.registry, repository.repository) if everything or _is_peoples(tag)])
             )
 
             async def one(tag: str) -> None:
@@ -151,14 +153,15 @@ def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, 
             await remove(client, removal)
         for orphan in removal.orphans:
             click.echo(f"the signature's tag {orphan} stays", err=True)
-        return [{"digest": digest, "tags": list(tags)} for digest, tags in removal.digests]
+        went: list[dict[str, Any]] = [{"digest": digest, "tags": list(tags)} for digest, tags in removal.digests]
+        return went + [{"digest": None, "tags": [tag]} for tag in removal.broken]
 
     removed = _run(work())
     if as_json:
         say_json({"repository": images[0].name, "removed": removed, "dry_run": dry_run})
     else:
         word = "would be removed" if dry_run else "removed"
-        say_table(("DIGEST", "TAGS", ""), ((one["digest"], ", ".join(one["tags"]), word) for one in removed))
+        say_table(("DIGEST", "TAGS", ""), ((one["digest"] or "its manifest was gone", ", ".join(one["tags"]), word) for one in removed))
 
 
 @command.command()
@@ -170,19 +173,27 @@ def untag(image: ImageReference, access: Access, as_json: bool) -> None:
         raise click.UsageError("name a tag, as registry.example.com/team/app:1")
     require_unpinned(image, known_pins())
 
-    async def work() -> bool:
+    async def work() -> bool | None:
+        """Whether its image stays; None: there was no such tag."""
         async with access.open(RegistryClient, image.registry) as client:
-            if [tag async for tag in client.tags(image.registry, image.repository)] == [image.tag]:
+            stays = await client.resolve(image) is not None
+            if stays and [tag async for tag in client.tags(image.registry, image.repository) if _is_peoples(tag)] == [image.tag]:
                 raise ImageInUse(f"{image} is the last tag of its repository; `rm` removes the image")
-            return await client.untag(image)
+            return stays if await client.untag(image) else None
 
-    if not _run(work()):
+    stays = _run(work())
+    if stays is None:
         raise ManifestUnknown(f"there is no {image}")
-    say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image stays")
+    say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image {'stays' if stays else 'was gone already'}")
 
 
 for _also in (pin, unpin, list_pins, adopt):
     command.add_command(_also)
+
+
+def _is_peoples(tag: str) -> bool:
+    """Not one of retention's own, which hold what a plan let go until that can no longer be undone."""
+    return not tag.startswith(QUARANTINE)
 
 
 def _changing(access: Access, registry: str, *, rehearse: bool) -> AbstractAsyncContextManager[Changing]:
@@ -194,6 +205,8 @@ def _ask(removal: Removal) -> None:
         raise click.UsageError("this deletes for good; say --yes")
     for digest, tags in removal.digests:
         click.echo(f"{removal.repository.with_digest(digest)}  {', '.join(tags)}")
+    for tag in removal.broken:
+        click.echo(f"{removal.repository.with_tag(tag)}  its manifest is gone")
     click.confirm("Delete these for good?", abort=True)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import ssl
 import subprocess
 import threading
@@ -72,6 +73,19 @@ class RegistryServer:
     """`127.0.0.1:port`, as it stands in an image reference."""
     process: subprocess.Popen[str]
     auth: tuple[str, str] | None = None
+    data: Path = Path()
+    """Where its storage is."""
+
+    def lose_manifest(self, repository: str, raw: bytes) -> None:
+        """Take a manifest from the storage past the registry, as `garbage-collect -m` does: the tags on it stay."""
+        name = digest_of(raw).removeprefix("sha256:")
+        zot = self.data / repository / "blobs/sha256" / name
+        if zot.exists():
+            zot.unlink()
+            return
+        root = self.data / "docker/registry/v2"
+        shutil.rmtree(root / "repositories" / repository / "_manifests/revisions/sha256" / name)
+        shutil.rmtree(root / "blobs/sha256" / name[:2] / name)
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=f"http://{self.host}/v2/", auth=self.auth, trust_env=False, verify=False)
@@ -211,7 +225,7 @@ def run_registry(
         }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     with serving([program, "serve", folder / "config.yml"], r"listening on (127\.0\.0\.1:\d+)") as (host, process):
-        yield RegistryServer(host, process, auth=(USER, PASSWORD) if htpasswd else None)
+        yield RegistryServer(host, process, auth=(USER, PASSWORD) if htpasswd else None, data=folder / "data")
 
 
 @contextlib.contextmanager

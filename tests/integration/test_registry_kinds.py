@@ -131,6 +131,27 @@ async def test_a_tag_alone_where_that_is_possible(registry: RegistryServer, clie
         await client.untag(image(registry, "untag/app", raw=raw))
 
 
+async def test_a_tag_whose_manifest_is_gone(registry: RegistryServer, client: RegistryClient, kind: Kind) -> None:
+    raw = registry.push_image("broken/app", "1")
+    registry.push_image("broken/app", "2", layers=(b"other",))
+    registry.lose_manifest("broken/app", raw)
+    broken = image(registry, "broken/app", "1")
+    assert await client.resolve(broken) is None
+    assert await client.lists_tag(broken)
+    async with Rehearsal(Anonymous(), insecure=frozenset({registry.host})) as rehearsal:
+        assert await rehearsal.untag(broken)
+        assert not await rehearsal.untag(broken)
+    if kind.untags_broken:
+        assert await client.untag(broken)
+        assert not await client.untag(broken)
+    else:
+        with pytest.raises(RegistryUnsupported, match=r"is gone, and .* takes no such tag away; push any image to it, and remove that"):
+            await client.untag(broken)
+        mended = registry.push_image("broken/app", "1", layers=(b"any",))  # what the message says
+        assert await client.delete(image(registry, "broken/app", raw=mended))
+    assert [tag async for tag in client.tags(registry.host, "broken/app")] == ["2"]
+
+
 async def test_a_blob_is_mounted_from_another_repository(registry: RegistryServer, client: RegistryClient) -> None:
     raw = registry.push_image("mount/from", "1", layers=(b"to be mounted",))
     blob = Descriptor(media_type="", digest=digest_of(b"to be mounted"), size=13)

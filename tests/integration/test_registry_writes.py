@@ -18,6 +18,8 @@ from worker.registry.copying import copy_image
 RAW = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
 HONEST = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": digest_of(RAW)}
 SPEAKS = {"Docker-Distribution-Api-Version": "registry/2.0"}
+HARBOR = {"Content-Type": "application/json; charset=utf-8"}
+IMMUTABLE = b'{"errors": [{"code": "PRECONDITION", "message": "Failed to process request due to \'1\' configured as immutable."}]}'
 QUICK = Patience(tries=4, longest=0.01)
 
 
@@ -132,6 +134,8 @@ async def test_a_delete_refused_for_its_rate_is_left_to_the_caller() -> None:
     [
         (Reply(400, SPEAKS, b'{"errors": [{"code": "DIGEST_INVALID", "message": "m"}]}'), RegistryUnsupported),
         (Reply(400, SPEAKS), RegistryUnsupported),
+        (Reply(400, HARBOR, b'{"errors": [{"code": "UNSUPPORTED", "message": "the operation isn\'t supported"}]}'), RegistryUnsupported),
+        (Reply(412, HARBOR, IMMUTABLE), RegistryDenied),
         (Reply(405, SPEAKS, b'{"errors": [{"code": "UNSUPPORTED", "message": "m"}]}'), RegistryUnsupported),
         (Reply(405, {"Content-Type": "text/plain"}), RegistryUnavailable),
         (Reply(403), RegistryDenied),
@@ -143,6 +147,16 @@ async def test_a_tag_that_cannot_be_taken_away_alone(reply: Reply, error: type[E
         with pytest.raises(error) as caught:
             await client.untag(image)
         assert type(caught.value) is error
+
+
+async def test_harbor_keeps_an_immutable_tag_and_that_is_said() -> None:
+    async with registry(lambda request: Reply(412, HARBOR, IMMUTABLE) if request.method == "PUT" else Reply(200, HONEST, RAW)) as (
+        _,
+        client,
+        image,
+    ):
+        with pytest.raises(RegistryDenied, match=r"configured as immutable.*a rule there keeps it as it is"):
+            await client.put_manifest(image, RAW, OCI_MANIFEST)
 
 
 async def test_a_registry_that_deletes_the_manifest_with_its_tag_gets_it_back() -> None:

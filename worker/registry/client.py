@@ -66,9 +66,10 @@ class RegistryClient(RegistryReader):
             raise
 
     async def untag(self, image: ImageReference) -> bool:
-        """Take a tag away and leave its manifest with all other tags. Whether it was there.
+        """Take a tag away and leave its manifest with all other tags. Whether it was there, be it without its manifest (`garbage-collect -m`
+        leaves such tags).
 
-        RegistryUnsupported: this registry cannot (distribution 2.8). RegistryConfused: it deleted the manifest instead; that has been put
+        RegistryUnsupported: this registry cannot (distribution 2.8; of a tag without its manifest zot too). RegistryConfused: it deleted the manifest instead; that has been put
         back under its digest, and its other tags are the caller's to set again.
         """
         if image.tag is None or image.digest is not None:
@@ -76,10 +77,9 @@ class RegistryClient(RegistryReader):
         try:
             before = await self.manifest(image)
         except ManifestUnknown:
-            return False
+            return await self._untag_broken(image)
         answer = await self._delete(image)
-        codes = {code for code, _ in answer.errors}
-        if answer.status == 400 and codes <= {"DIGEST_INVALID", "MANIFEST_INVALID", "TAG_INVALID", "UNSUPPORTED"}:
+        if _deletes_by_digest_only(answer):
             raise RegistryUnsupported(f"{image.registry} cannot take a tag away alone; it deletes by digest only")
         if answer.status == 404 and answer.from_registry:
             return False
@@ -90,6 +90,22 @@ class RegistryClient(RegistryReader):
             await self.put_manifest(kept, before.raw, before.media_type)
             raise RegistryConfused(f"{image.registry} deleted {kept} with its tag {image.tag}; the manifest was put back without its tags")
         return True
+
+    async def _untag_broken(self, image: ImageReference) -> bool:
+        """There is no manifest to look after, and none to put back."""
+        if not await self.lists_tag(image):
+            return False
+        answer = await self._delete(image)
+        if answer.status in _GONE:
+            return True
+        missing = answer.status == 404 and answer.from_registry
+        if missing and not await self.lists_tag(image):
+            return False
+        if missing or _deletes_by_digest_only(answer):
+            raise RegistryUnsupported(
+                f"the manifest of {image} is gone, and {image.registry} takes no such tag away; push any image to it, and remove that"
+            )
+        raise refusal(answer, f"take away the tag {image}")
 
     async def can_push(self, registry: str, repository: str) -> None:
         """Return if the credential may push there: an upload is begun and cancelled, so no image or blob is left. RegistryDenied if not."""
@@ -166,6 +182,16 @@ class RegistryClient(RegistryReader):
     def _place(self, target: ImageReference, begun: Answer) -> str | None:
         path = f"/v2/{path_of(target.registry, target.repository)}/blobs/uploads/"
         return local_path(self._wire.base(target.registry), path, begun.headers.get("location", ""))
+
+
+def _deletes_by_digest_only(answer: Answer) -> bool:
+    """How registries refuse a tag: distribution 2.8 as no digest, Harbor as not supported."""
+    return answer.status == 400 and {code for code, _ in answer.errors} <= {
+        "DIGEST_INVALID",
+        "MANIFEST_INVALID",
+        "TAG_INVALID",
+        "UNSUPPORTED",
+    }
 
 
 async def _exactly(pieces: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:

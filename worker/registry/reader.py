@@ -159,6 +159,13 @@ class RegistryReader:
             for tag in _names(body.get("tags"), f"{registry} answers with no list of tags for {repository}"):
                 yield _sound(registry, parse_tag, tag)
 
+    async def lists_tag(self, image: ImageReference) -> bool:
+        """Whether an image's tag is among those of its repository, also where its manifest is gone: such a tag is broken."""
+        try:
+            return image.tag in {tag async for tag in self.tags(image.registry, image.repository)}
+        except ManifestUnknown:
+            return False
+
     async def catalog(self, registry: str) -> AsyncIterator[str]:
         """All repositories of a registry, page by page. RegistryUnsupported, ManifestUnknown or RegistryDenied where it does not list them."""
         first, scope = f"/v2/_catalog?n={_PAGE}", Scope("catalog", ("*",), kind="registry")
