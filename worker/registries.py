@@ -15,7 +15,8 @@ from worker.registry.client import RegistryClient
 from worker.registry.credentials import Anonymous, Credential, Credentials, DockerConfig
 from worker.registry.pace import IMPATIENT, Budgets, Patience
 from worker.registry.reader import RegistryReader
-from worker.registry.wire import Timeouts, api_host, can_be_trusted
+from worker.registry.trust import can_be_trusted
+from worker.registry.wire import Timeouts, api_host
 
 _CREDENTIALS_TTL = 5.0
 _STEPS = Timeouts(connect=5, read=15, total=20)

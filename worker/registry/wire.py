@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 
-from ledger.errors import Problem, RegistryConfused, RegistryUnavailable, SettingsInvalid
+from ledger.errors import RegistryConfused, RegistryUnavailable
+from worker.registry import trust
 from worker.registry.answers import PASSING, Answer, retry_after
 from worker.registry.pace import IMPATIENT, Budget, Budgets, Patience
 
@@ -78,8 +79,8 @@ class Wire:
                 verify=trusting,
             )
 
-        self._http = pool(ssl.create_default_context())
-        self._trusting = {path: pool(_trusting(registry, path)) for registry, path in certificates.items()}
+        self._http = pool(trust.systems())
+        self._trusting = {path: pool(trust.beside(registry, path)) for registry, path in certificates.items()}
         """A pool for each CA: a connection that one of them vouched for serves nobody who does not trust it."""
 
     @property
@@ -283,26 +284,6 @@ def _as_host(registry: str) -> str:
         return httpx.URL(f"https://{api_host(registry)}").netloc.decode()
     except httpx.InvalidURL:
         return registry
-
-
-def can_be_trusted(path: str) -> bool:
-    """Whether a file holds a CA certificate."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError:  # ssl.SSLError is one
-        return False
-    return True
-
-
-def _trusting(host: str, path: str) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(path)
-    except OSError as error:  # ssl.SSLError is one
-        raise SettingsInvalid(
-            [Problem(f"registries.{host}.certificate", path, f"must be a readable CA certificate in PEM form ({error})")]
-        ) from None
-    return context
 
 
 def _hint(error: Any) -> str:
