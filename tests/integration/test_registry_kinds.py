@@ -26,6 +26,7 @@ from tests.integration.registry_server import (
 from worker.registry import Anonymous, Descriptor, RegistryClient, RegistryReader
 from worker.registry.copying import copy_image
 from worker.registry.rehearsal import Rehearsal
+from worker.retention.untagging import take_away
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +247,22 @@ async def test_a_registry_that_deletes_nothing_or_not_now_says_so(program: str, 
                     with pytest.raises(error, match=says):
                         await call
                 assert await client.resolve(image(server, "team/app", "1")) is not None
+
+
+async def test_a_tag_stays_on_its_image_where_nothing_can_be_deleted(tmp_path: Path) -> None:
+    """GHCR and Docker Hub refuse every deletion: there the tag must not be put on a tombstone that nobody can bury."""
+
+    async def hold() -> None:
+        pass
+
+    with run_registry(tmp_path, deletes=False) as server:
+        raw = server.push_image("team/app", "1")
+        async with RegistryClient(Anonymous(), insecure=frozenset({server.host})) as client:
+            with pytest.raises(RegistryUnsupported):
+                await take_away(client, image(server, "team/app", "1"), digest_of(raw), "plan", hold)
+            found = await client.resolve(image(server, "team/app", "1"))
+            assert found is not None
+            assert found.digest == digest_of(raw)
 
 
 async def test_a_registry_that_collects_its_own_garbage_is_known(registry: RegistryServer, client: RegistryClient, kind: Kind) -> None:

@@ -9,7 +9,15 @@ import contextlib
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import ClassVar
 
-from ledger.errors import ManifestUnknown, RegistryConfused, RegistryDenied, RegistryError, RegistryUnavailable, RegistryUnsupported
+from ledger.errors import (
+    DeletesByDigest,
+    ManifestUnknown,
+    RegistryConfused,
+    RegistryDenied,
+    RegistryError,
+    RegistryUnavailable,
+    RegistryUnsupported,
+)
 from ledger.references import ImageReference
 from worker.registry.answers import Answer, refusal
 from worker.registry.auth import ANY, Scope
@@ -69,7 +77,8 @@ class RegistryClient(RegistryReader):
         """Take a tag away and leave its manifest with all other tags. Whether it was there, be it without its manifest (`garbage-collect -m`
         leaves such tags).
 
-        RegistryUnsupported: this registry cannot (distribution 2.8; of a tag without its manifest zot too). RegistryConfused: it deleted the manifest instead; that has been put
+        DeletesByDigest: this registry cannot (distribution 2.8, Harbor). RegistryUnsupported: it deletes nothing, or no tag without its
+        manifest (distribution 2.8, zot). RegistryConfused: it deleted the manifest instead; that has been put
         back under its digest, and its other tags are the caller's to set again.
         """
         if image.tag is None or image.digest is not None:
@@ -80,7 +89,7 @@ class RegistryClient(RegistryReader):
             return await self._untag_broken(image)
         answer = await self._delete(image)
         if _deletes_by_digest_only(answer):
-            raise RegistryUnsupported(f"{image.registry} cannot take a tag away alone; it deletes by digest only")
+            raise DeletesByDigest(f"{image.registry} cannot take a tag away alone; it deletes by digest only")
         if answer.status == 404 and answer.from_registry:
             return False
         if answer.status not in _GONE:
