@@ -35,6 +35,7 @@ CrabpotError
 │   ├── RateLimited         429 (retryable)
 │   ├── RegistryDenied      401, 403, or a token with less than was asked for
 │   │   ├── RegistryUnsupported the registry never does this
+│   │   │   └── DeletesByDigest it takes no tag away alone
 │   │   └── ReadOnly        a client that may only read was told to write
 │   ├── ManifestUnknown     404: a definite answer
 │   └── RegistryConfused    an answer that breaks the protocol
@@ -232,6 +233,10 @@ class RegistryDenied(RegistryError):
 
 class RegistryUnsupported(RegistryDenied):
     """The registry does not do this at all, whoever asks."""
+
+
+class DeletesByDigest(RegistryUnsupported):
+    """The registry deletes by digest only, and with a digest all its tags."""
 
 
 class ReadOnly(RegistryDenied):

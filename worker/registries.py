@@ -15,6 +15,7 @@ from worker.registry.client import RegistryClient
 from worker.registry.credentials import Anonymous, Credential, Credentials, DockerConfig
 from worker.registry.pace import IMPATIENT, Budgets, Patience
 from worker.registry.reader import RegistryReader
+from worker.registry.trust import can_be_trusted
 from worker.registry.wire import Timeouts, api_host
 
 _CREDENTIALS_TTL = 5.0
@@ -58,7 +59,7 @@ class Registries:
         self._cluster, self._settings = cluster, settings
         self._patience, self._timeouts = patience, timeouts
         self.budgets = budgets or Budgets()
-        self._clients: dict[tuple[type[RegistryReader], str, str, RegistryAccess], RegistryReader] = {}
+        self._clients: dict[tuple[type[RegistryReader], str, str, RegistryAccess, frozenset[tuple[str, str]]], RegistryReader] = {}
 
     def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
         """The client by which workers read and tag in a registry for a project; its calls are RegistryDenied where the credential cannot be had."""
@@ -71,7 +72,8 @@ class Registries:
     def opened(self, kind: type[_Client], project: str, settings: ProjectSettings, registry: str) -> _Client:
         """A client of any kind."""
         access = settings.registries.get(registry, RegistryAccess())
-        key = (kind, project, registry, access)
+        certificates = _certificates(settings, registry)
+        key = (kind, project, registry, access, frozenset(certificates.items()))
         client = self._clients.get(key)
         if client is None:
             self.budgets.of(api_host(registry)).tighten(at_once=access.requests_at_once, per_second=access.requests_per_second)
@@ -79,7 +81,7 @@ class Registries:
                 client = self._clients[key] = kind(
                     self.credentials(settings, access),
                     insecure=frozenset({registry} if access.insecure else ()),
-                    certificates={registry: str(access.certificate)} if access.certificate else {},
+                    certificates=certificates,
                     budgets=self.budgets,
                     patience=self._patience,
                     timeouts=self._timeouts,
@@ -123,3 +125,9 @@ class Registries:
         for client in self._clients.values():
             await client.aclose()
         self._clients.clear()
+
+
+def _certificates(settings: ProjectSettings, registry: str) -> dict[str, str]:
+    """Registry -> its CA's file, of all of a project's: one may lead to another. A file that is no CA is its own registry's trouble only."""
+    named = {host: str(access.certificate) for host, access in settings.registries.items() if access.certificate}
+    return {host: path for host, path in named.items() if host == registry or can_be_trusted(path)}

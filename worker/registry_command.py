@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ledger.console import on_terminal, say_json, say_size, say_table
-from ledger.errors import ImageInUse, ManifestUnknown
+from ledger.errors import ImageInUse, ManifestUnknown, RegistryError
 from ledger.references import ImageReference
 from worker.abreast import each
 from worker.adoption_command import adopt
@@ -21,11 +21,12 @@ from worker.command_line import HOST, IMAGE
 from worker.pins_command import list_pins, pin, unpin
 from worker.registry.client import RegistryClient
 from worker.registry.copying import copy_image
-from worker.registry.manifests import IMAGE_CONFIGS, Manifest
+from worker.registry.manifests import IMAGE_CONFIGS, Descriptor, Manifest
 from worker.registry.reader import RegistryReader
 from worker.registry.rehearsal import Changing, Rehearsal
 from worker.registry_access import Access, accessing
 from worker.removal import Removal, look, remove, require_unused
+from worker.retention.protection import QUARANTINE
 from worker.uses import known_uses
 
 _AT_ONCE = 16
@@ -60,14 +61,15 @@ def list_repositories(registry: str, access: Access, as_json: bool) -> None:
 @command.command("tags")
 @click.argument("repository", type=IMAGE)
 @click.option("--digests", is_flag=True, help="Ask what each stands for: a request a tag.")
+@click.option("--all", "everything", is_flag=True, help="Also those under which retention holds what can be undone.")
 @accessing
-def list_tags(repository: ImageReference, digests: bool, access: Access, as_json: bool) -> None:
+def list_tags(repository: ImageReference, digests: bool, everything: bool, access: Access, as_json: bool) -> None:
     """List a repository's tags."""
 
     async def work() -> dict[str, str | None]:
         async with access.open(RegistryReader, repository.registry) as reader:
             found: dict[str, str | None] = dict.fromkeys(
-                sorted([tag async for tag in reader.tags(repository.registry, repository.repository)])
+                sorted([tag async for tag in reader.tags(repository.registry, repository.repository) if everything or _is_peoples(tag)])
             )
 
             async def one(tag: str) -> None:
@@ -105,7 +107,7 @@ def show(image: ImageReference, access: Access, as_json: bool) -> None:
         if found[name] is not None:
             click.echo(f"{name.replace('_', ' ') + ':':<14}{say_size(found[name]) if name == 'size' else found[name]}")
     for name, title in (("platforms", "platform"), ("layers", "layer"), ("referrers", "referrer")):
-        for part in found[name]:
+        for part in found[name] or ():
             click.echo(f"{title + ':':<14}{part['digest']}  {part.get('platform') or part.get('artifact_type') or say_size(part['size'])}")
     for name, value in found["labels"].items():
         click.echo(f"{'label:':<14}{name}={value}")
@@ -152,14 +154,15 @@ def remove_images(images: tuple[ImageReference, ...], dry_run: bool, yes: bool, 
             await remove(client, removal)
         for orphan in removal.orphans:
             click.echo(f"the signature's tag {orphan} stays", err=True)
-        return [{"digest": digest, "tags": list(tags)} for digest, tags in removal.digests]
+        went: list[dict[str, Any]] = [{"digest": digest, "tags": list(tags)} for digest, tags in removal.digests]
+        return went + [{"digest": None, "tags": [tag]} for tag in removal.broken]
 
     removed = _run(work())
     if as_json:
         say_json({"repository": images[0].name, "removed": removed, "dry_run": dry_run})
     else:
         word = "would be removed" if dry_run else "removed"
-        say_table(("DIGEST", "TAGS", ""), ((one["digest"], ", ".join(one["tags"]), word) for one in removed))
+        say_table(("DIGEST", "TAGS", ""), ((one["digest"] or "its manifest was gone", ", ".join(one["tags"]), word) for one in removed))
 
 
 @command.command()
@@ -171,19 +174,27 @@ def untag(image: ImageReference, access: Access, as_json: bool) -> None:
         raise click.UsageError("name a tag, as registry.example.com/team/app:1")
     require_unused(image, known_uses())
 
-    async def work() -> bool:
+    async def work() -> bool | None:
+        """Whether its image stays; None: there was no such tag."""
         async with access.open(RegistryClient, image.registry) as client:
-            if [tag async for tag in client.tags(image.registry, image.repository)] == [image.tag]:
+            stays = await client.resolve(image) is not None
+            if stays and [tag async for tag in client.tags(image.registry, image.repository) if _is_peoples(tag)] == [image.tag]:
                 raise ImageInUse(f"{image} is the last tag of its repository; `rm` removes the image")
-            return await client.untag(image)
+            return stays if await client.untag(image) else None
 
-    if not _run(work()):
+    stays = _run(work())
+    if stays is None:
         raise ManifestUnknown(f"there is no {image}")
-    say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image stays")
+    say_json({"untagged": str(image)}) if as_json else click.echo(f"{image} is gone; its image {'stays' if stays else 'was gone already'}")
 
 
 for _also in (pin, unpin, list_pins, adopt):
     command.add_command(_also)
+
+
+def _is_peoples(tag: str) -> bool:
+    """Not one of retention's own, which hold what a plan let go until that can no longer be undone."""
+    return not tag.startswith(QUARANTINE)
 
 
 def _changing(access: Access, registry: str, *, rehearse: bool) -> AbstractAsyncContextManager[Changing]:
@@ -195,13 +206,19 @@ def _ask(removal: Removal) -> None:
         raise click.UsageError("this deletes for good; say --yes")
     for digest, tags in removal.digests:
         click.echo(f"{removal.repository.with_digest(digest)}  {', '.join(tags)}")
+    for tag in removal.broken:
+        click.echo(f"{removal.repository.with_tag(tag)}  its manifest is gone")
     click.confirm("Delete these for good?", abort=True)
 
 
 async def _describe(reader: RegistryReader, image: ImageReference) -> dict[str, Any]:
     manifest = await reader.manifest(image)
     config = await _config(reader, image, manifest)
-    referrers = await reader.referrers(image.with_digest(manifest.digest))
+    referrers: tuple[Descriptor, ...] | None = None
+    try:
+        referrers = await reader.referrers(image.with_digest(manifest.digest))
+    except RegistryError as error:
+        click.echo(f"what refers to it is not known: {error}", err=True)
     return {
         "image": str(image),
         "digest": manifest.digest,
@@ -211,7 +228,9 @@ async def _describe(reader: RegistryReader, image: ImageReference) -> dict[str, 
         "platforms": [{"digest": child.digest, "platform": child.platform, "size": child.size} for child in manifest.children],
         "layers": [{"digest": layer.digest, "size": layer.size} for layer in manifest.layers],
         "labels": (config.get("config") or {}).get("Labels") or {},
-        "referrers": [{"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size} for one in referrers],
+        "referrers": [{"digest": one.digest, "artifact_type": one.artifact_type, "size": one.size} for one in referrers]
+        if referrers is not None
+        else None,
     }
 
 

@@ -1,6 +1,7 @@
 """Removing images that somebody names: what goes, and what stands against it. Stricter than retention, because nobody reviews it first.
 
-A digest goes with all its tags, so each of them must be named. A part of an index goes only with that.
+A digest goes with all its tags, so each of them must be named. A part of an index goes only with that. A tag whose manifest is gone is named alone:
+it holds nothing together, but nobody can tell what else its repository has lost.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from worker.retention.survey import survey
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What goes, in order: digests of one repository, each with all its tags; and the signatures' tags that stay without them."""
+    """What goes, in order: digests of one repository, each with all its tags; and the signatures' tags that stay without them. Or tags alone
+    whose manifests are gone already (`broken`).
+    """
 
     repository: ImageReference
     digests: tuple[tuple[str, tuple[str, ...]], ...]
     orphans: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
 class _Ageless(LocalMemory):
@@ -39,6 +43,12 @@ class _Ageless(LocalMemory):
 async def look(reader: RegistryReader, named: Sequence[ImageReference], protected: Protected) -> Removal:
     """See what removing images of one repository would mean. ImageInUse: something stands against it; ManifestUnknown, RegistryError."""
     place = ImageReference(named[0].registry, named[0].repository)
+    if broken := [image for image in named if await _is_broken(reader, image)]:
+        if left := [str(image) for image in named if image not in broken]:
+            raise RegistryError(f"the manifest of {broken[0]} is gone; remove that tag first, and then {', '.join(left)}")
+        for image in broken:
+            require_unused(image, protected)
+        return Removal(place, (), broken=tuple(image.tag for image in broken if image.tag))
     also = {place.name: [image.digest for image in named if image.digest]}
     inventory = await survey(reader, place.registry, [place.repository], _Ageless(), datetime.now(UTC), also=also)
     return judge(place, inventory.repositories[0], named, protected)
@@ -89,6 +99,15 @@ async def remove(client: Changing, removal: Removal) -> None:
             if found is not None and found.digest != digest:
                 raise ImageInUse(f"{removal.repository.with_tag(tag)} stands for {found.digest} by now; look again")
         await client.delete(removal.repository.with_digest(digest))
+    for tag in removal.broken:
+        image = removal.repository.with_tag(tag)
+        if (found := await client.resolve(image)) is not None:
+            raise ImageInUse(f"{image} stands for {found.digest} by now; look again")
+        await client.untag(image)
+
+
+async def _is_broken(reader: RegistryReader, image: ImageReference) -> bool:
+    return image.tag is not None and image.digest is None and await reader.resolve(image) is None and await reader.lists_tag(image)
 
 
 def _digest_of(image: ImageReference, by_tag: Mapping[str, str], web: Web) -> str:

@@ -28,6 +28,8 @@ class Kind:
     untags: bool
     pages_tags: bool
     referrers: bool
+    untags_broken: bool = False
+    """Also a tag whose manifest is gone."""
     forgets_untagged: bool = False
     """A manifest whose last tag is put on another one is gone."""
 
@@ -54,11 +56,11 @@ class Kind:
         }
         (folder / "config.json").write_text(json.dumps(config))
         with serving([self.binary, "serve", folder / "config.json"], r'kernel chosen port","port":(\d+)') as (port, process):
-            yield RegistryServer(f"127.0.0.1:{port}", process)
+            yield RegistryServer(f"127.0.0.1:{port}", process, data=folder / "data")
 
 
 KINDS = {
     "distribution-2.8": Kind("docker-registry", untags=False, pages_tags=False, referrers=False),
-    "distribution-3": Kind("registry", untags=True, pages_tags=True, referrers=False),
+    "distribution-3": Kind("registry", untags=True, untags_broken=True, pages_tags=True, referrers=False),
     "zot": Kind("zot", untags=True, pages_tags=True, referrers=True, forgets_untagged=True),
 }

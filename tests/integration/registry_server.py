@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import ssl
 import subprocess
 import threading
@@ -34,17 +35,17 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 
 @dataclass
 class Certificate:
-    """A key and its self-signed certificate for 127.0.0.1, or another name, made by openssl."""
+    """A key and its self-signed certificate for 127.0.0.1 and localhost, or other names, made by openssl."""
 
     key: Path
     path: Path
 
     @classmethod
-    def make(cls, folder: Path, name: str = "IP:127.0.0.1") -> Certificate:
+    def make(cls, folder: Path, names: str = "IP:127.0.0.1,DNS:localhost", subject: str = "crabpot-test") -> Certificate:
         key, path = folder / "key.pem", folder / "certificate.pem"
-        names = ("-subj", "/CN=crabpot-test", "-addext", f"subjectAltName={name}", "-days", "2")
+        said = ("-subj", f"/CN={subject}", "-addext", f"subjectAltName={names}", "-days", "2")
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", path, *names],
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", path, *said],
             check=True,
             capture_output=True,
         )
@@ -74,6 +75,19 @@ class RegistryServer:
     auth: tuple[str, str] | None = None
     authority: Path | None = None
     """Of its certificate, where it serves TLS and tests speak to it."""
+    data: Path = Path()
+    """Where its storage is."""
+
+    def lose_manifest(self, repository: str, raw: bytes) -> None:
+        """Take a manifest from the storage past the registry, as `garbage-collect -m` does: the tags on it stay."""
+        name = digest_of(raw).removeprefix("sha256:")
+        zot = self.data / repository / "blobs/sha256" / name
+        if zot.exists():
+            zot.unlink()
+            return
+        root = self.data / "docker/registry/v2"
+        shutil.rmtree(root / "repositories" / repository / "_manifests/revisions/sha256" / name)
+        shutil.rmtree(root / "blobs/sha256" / name[:2] / name)
 
     def http(self) -> httpx.Client:
         verify = ssl.create_default_context(cafile=str(self.authority)) if self.authority else False
@@ -216,7 +230,7 @@ def run_registry(
         }
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     with serving([program, "serve", folder / "config.yml"], r"listening on (127\.0\.0\.1:\d+)") as (host, process):
-        yield RegistryServer(host, process, auth=(USER, PASSWORD) if htpasswd else None)
+        yield RegistryServer(host, process, auth=(USER, PASSWORD) if htpasswd else None, data=folder / "data")
 
 
 @contextlib.contextmanager
@@ -349,6 +363,8 @@ class TokenServer(ScriptedServer):
         self.lifetime = lifetime
         self.rights: dict[str, dict[str, set[str]]] = {}
         """User ("" for nobody) -> repository -> actions."""
+        self.names_nothing = False
+        """Whether a token also names, with no actions, what it grants nothing on, as Harbor's do."""
 
     def grant(self, request: Request) -> Reply:
         user, asked = "", request.query.get("scope", [])
@@ -365,7 +381,8 @@ class TokenServer(ScriptedServer):
         access = []
         for scope in asked:
             kind, name, actions = scope.split(":")
-            if allowed := self.rights.get(user, {}).get(name, set()) & set(actions.split(",")):
+            allowed = self.rights.get(user, {}).get(name, set()) & set(actions.split(","))
+            if allowed or self.names_nothing:
                 access.append({"type": kind, "name": name, "actions": sorted(allowed)})
         key = "access_token" if request.method == "POST" else "token"
         body = {key: self.token(user, access), "expires_in": self.lifetime}

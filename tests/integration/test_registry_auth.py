@@ -14,6 +14,7 @@ from ledger.errors import RateLimited, RegistryConfused, RegistryDenied, Registr
 from ledger.references import ImageReference
 from tests.integration.registry_server import (
     OCI_INDEX,
+    OCI_MANIFEST,
     PASSWORD,
     USER,
     Certificate,
@@ -27,6 +28,7 @@ from tests.integration.registry_server import (
 )
 from worker.registry import Anonymous, Credentials, Descriptor, DockerConfig, RegistryClient
 from worker.registry.auth import Authorizer
+from worker.registry.copying import copy_image
 from worker.registry.scopes import Scope
 from worker.registry.wire import Timeouts, Wire
 
@@ -253,6 +255,32 @@ async def test_mounting_asks_for_both_repositories_at_once(registry: RegistrySer
     async with connected(registry.host, ada(registry.host)) as client:
         assert not await client.mount(ImageReference(registry.host, "team/app"), blob, "team/other")
     assert ["repository:team/app:pull,push", "repository:team/other:pull"] in [request.query["scope"] for request in tokens.requests]
+
+
+@pytest.mark.parametrize("names_nothing", [True, False])
+async def test_a_copy_between_two_credentials_that_share_nothing_reads_and_sends(
+    registry: RegistryServer, tokens: TokenServer, names_nothing: bool
+) -> None:
+    """One robot a project: the target's may not read the source, so nothing can be mounted, and the reader's reads it."""
+    tokens.names_nothing = names_nothing
+    tokens.rights = {"red-robot": {"red/app": {"pull", "push"}}, "blue-robot": {"blue/app": {"pull", "push"}}}
+    auths = {f"{registry.host}/{one}/app": {"username": f"{one}-robot", "password": PASSWORD} for one in ("red", "blue")}
+    source, target = ImageReference(registry.host, "red/app", "1"), ImageReference(registry.host, "blue/app", "2")
+    async with connected(registry.host, DockerConfig(auths=auths)) as client:
+        blobs = [b"{}", b"one", b"two"]
+        for blob in blobs:
+            await client.push_blob(source, Descriptor(media_type="", digest=digest_of(blob), size=len(blob)), once(blob))
+        config, *layers = ({"mediaType": "m", "digest": digest_of(blob), "size": len(blob)} for blob in blobs)
+        body = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers}
+        digest = await client.put_manifest(source, json.dumps(body).encode(), OCI_MANIFEST)
+        assert await copy_image(client, source, client, target) == digest
+        found = await client.resolve(target)
+        assert found is not None
+        assert found.digest == digest
+
+
+async def once(piece: bytes) -> AsyncIterator[bytes]:
+    yield piece
 
 
 async def test_the_catalog_has_a_right_of_its_own(registry: RegistryServer, tokens: TokenServer) -> None:

@@ -13,7 +13,17 @@ import pytest
 
 from ledger.projects import parse_projects
 from tests.integration.registry_kinds import KINDS
-from tests.integration.registry_server import OCI_MANIFEST, PASSWORD, USER, RegistryServer, digest_of, run_registry
+from tests.integration.registry_server import (
+    OCI_MANIFEST,
+    PASSWORD,
+    USER,
+    RegistryServer,
+    Reply,
+    Request,
+    digest_of,
+    run_registry,
+    scripted,
+)
 
 CRABPOT = str(Path(sys.executable).parent / "crabpot")
 
@@ -83,6 +93,23 @@ async def test_what_is_wrong_is_said_with_an_exit_code(registry: RegistryServer,
     assert "Traceback" not in err
 
 
+async def test_an_image_is_shown_where_nobody_knows_what_refers_to_it(crabpot) -> None:
+    config = b"{}"
+    about = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(config), "size": len(config)}
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": about, "layers": []}).encode()
+
+    def behave(request: Request) -> Reply:
+        if "/referrers/" in request.path:
+            return Reply(403)
+        return Reply(200, {"Content-Type": OCI_MANIFEST}, config if "/blobs/" in request.path else raw)
+
+    async with scripted(behave) as server:
+        code, out, err = await crabpot("show", f"{server.host}/team/app:1", host=server.host)
+        assert (code, digest_of(raw) in out, "what refers to it is not known" in err) == (0, True, True)
+        code, out, _ = await crabpot("show", "--json", f"{server.host}/team/app:1", host=server.host)
+        assert (code, json.loads(out)["referrers"]) == (0, None)
+
+
 async def test_copying(registry: RegistryServer, crabpot, tmp_path: Path) -> None:
     raw = registry.push_image("copy/app", "1", layers=(b"copied",))
     code, out, _ = await crabpot("cp", f"{registry.host}/copy/app:1", f"{registry.host}/copied/app")
@@ -149,6 +176,51 @@ async def test_untagging_where_the_registry_can(crabpot, tmp_path: Path) -> None
         assert (await crabpot("tags", name, host=three.host))[1] == "2\n"
         code, _, err = await crabpot("untag", f"{name}:2", host=three.host)
         assert (code, "last tag" in err) == (5, True)
+
+
+async def test_a_tag_whose_manifest_is_gone_is_removed_alone_where_the_registry_can(
+    registry: RegistryServer, crabpot, tmp_path: Path
+) -> None:
+    if KINDS["distribution-3"].binary is None:
+        pytest.skip("there is no distribution 3")
+    with KINDS["distribution-3"].run(tmp_path / "three") as three:
+        for server in (registry, three):
+            for one in ("1", "2"):
+                raw = server.push_image("broken/app", one, layers=(one.encode(),))
+                server.lose_manifest("broken/app", raw)
+            server.push_image("broken/app", "sound")
+        name = f"{three.host}/broken/app"
+        code, _, err = await crabpot("rm", "--yes", f"{name}:1", f"{name}:sound", host=three.host)
+        assert (code, "remove that tag first" in err) == (1, True)
+        code, out, _ = await crabpot("rm", "--dry-run", f"{name}:1", host=three.host)
+        assert (code, out) == (0, "its manifest was gone\t1\twould be removed\n")
+        code, out, _ = await crabpot("rm", "--yes", "--json", f"{name}:1", host=three.host)
+        assert (code, json.loads(out)["removed"]) == (0, [{"digest": None, "tags": ["1"]}])
+        code, out, _ = await crabpot("untag", f"{name}:2", host=three.host)
+        assert (code, "was gone already" in out) == (0, True)
+        assert (await crabpot("tags", name, host=three.host))[1] == "sound\n"
+        for command in (("rm", "--yes"), ("untag",)):
+            code, _, err = await crabpot(*command, f"{registry.host}/broken/app:1")
+            assert (code, "push any image to it, and remove that" in err) == (1, True)
+
+
+async def test_a_broken_tag_that_is_pinned_stays(registry: RegistryServer, crabpot, ledger, redis_url: str) -> None:
+    registry.lose_manifest("broken/pinned", registry.push_image("broken/pinned", "1", layers=(b"broken and pinned",)))
+    name = f"{registry.host}/broken/pinned:1"
+    await ledger.shelf.pin(name, "the audit")
+    code, _, err = await crabpot("rm", "--yes", name, CRABPOT_REDIS_URL=redis_url)
+    assert (code, f"{name} stays (pinned: the audit)" in err) == (5, True)
+
+
+async def test_tags_of_retention_are_hidden_and_are_no_last_tag(registry: RegistryServer, crabpot) -> None:
+    raw, name = registry.push_image("bin/app", "1", layers=(b"bin",)), f"{registry.host}/bin/app"
+    hidden = f"crabpot-quarantine-{digest_of(b'gone')[7:]}"
+    tag(registry, "bin/app", hidden, raw)
+    assert (await crabpot("tags", name))[1] == "1\n"
+    assert json.loads((await crabpot("tags", "--json", name))[1]) == [{"tag": "1"}]
+    assert (await crabpot("tags", "--all", name))[1] == f"1\n{hidden}\n"
+    code, _, err = await crabpot("untag", f"{name}:1")
+    assert (code, "last tag" in err) == (5, True)
 
 
 async def test_credentials_of_the_user_of_a_file_and_of_a_project(crabpot, tmp_path: Path, ledger, redis_url: str) -> None:

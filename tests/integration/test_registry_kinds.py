@@ -26,6 +26,7 @@ from tests.integration.registry_server import (
 from worker.registry import Anonymous, Descriptor, RegistryClient, RegistryReader
 from worker.registry.copying import copy_image
 from worker.registry.rehearsal import Rehearsal
+from worker.retention.untagging import take_away
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,27 @@ async def test_a_tag_alone_where_that_is_possible(registry: RegistryServer, clie
         await client.untag(image(registry, "untag/app", raw=raw))
 
 
+async def test_a_tag_whose_manifest_is_gone(registry: RegistryServer, client: RegistryClient, kind: Kind) -> None:
+    raw = registry.push_image("broken/app", "1")
+    registry.push_image("broken/app", "2", layers=(b"other",))
+    registry.lose_manifest("broken/app", raw)
+    broken = image(registry, "broken/app", "1")
+    assert await client.resolve(broken) is None
+    assert await client.lists_tag(broken)
+    async with Rehearsal(Anonymous(), insecure=frozenset({registry.host})) as rehearsal:
+        assert await rehearsal.untag(broken)
+        assert not await rehearsal.untag(broken)
+    if kind.untags_broken:
+        assert await client.untag(broken)
+        assert not await client.untag(broken)
+    else:
+        with pytest.raises(RegistryUnsupported, match=r"is gone, and .* takes no such tag away; push any image to it, and remove that"):
+            await client.untag(broken)
+        mended = registry.push_image("broken/app", "1", layers=(b"any",))  # what the message says
+        assert await client.delete(image(registry, "broken/app", raw=mended))
+    assert [tag async for tag in client.tags(registry.host, "broken/app")] == ["2"]
+
+
 async def test_a_blob_is_mounted_from_another_repository(registry: RegistryServer, client: RegistryClient) -> None:
     raw = registry.push_image("mount/from", "1", layers=(b"to be mounted",))
     blob = Descriptor(media_type="", digest=digest_of(b"to be mounted"), size=13)
@@ -225,6 +247,22 @@ async def test_a_registry_that_deletes_nothing_or_not_now_says_so(program: str, 
                     with pytest.raises(error, match=says):
                         await call
                 assert await client.resolve(image(server, "team/app", "1")) is not None
+
+
+async def test_a_tag_stays_on_its_image_where_nothing_can_be_deleted(tmp_path: Path) -> None:
+    """GHCR and Docker Hub refuse every deletion: there the tag must not be put on a tombstone that nobody can bury."""
+
+    async def hold() -> None:
+        pass
+
+    with run_registry(tmp_path, deletes=False) as server:
+        raw = server.push_image("team/app", "1")
+        async with RegistryClient(Anonymous(), insecure=frozenset({server.host})) as client:
+            with pytest.raises(RegistryUnsupported):
+                await take_away(client, image(server, "team/app", "1"), digest_of(raw), "plan", hold)
+            found = await client.resolve(image(server, "team/app", "1"))
+            assert found is not None
+            assert found.digest == digest_of(raw)
 
 
 async def test_a_registry_that_collects_its_own_garbage_is_known(registry: RegistryServer, client: RegistryClient, kind: Kind) -> None:

@@ -9,14 +9,25 @@ from typing import Any
 
 import pytest
 
-from ledger.errors import ManifestUnknown, RateLimited, RegistryConfused, RegistryDenied, RegistryUnavailable, RegistryUnsupported
+from ledger.errors import (
+    DeletesByDigest,
+    ManifestUnknown,
+    RateLimited,
+    RegistryConfused,
+    RegistryDenied,
+    RegistryUnavailable,
+    RegistryUnsupported,
+)
 from ledger.references import ImageReference
-from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, Behaviour, Reply, Request, ScriptedServer, digest_of, scripted
+from tests.integration.registry_server import OCI_MANIFEST, Behaviour, Reply, Request, ScriptedServer, digest_of, scripted
 from worker.registry import IMPATIENT, Anonymous, Budgets, Descriptor, Patience, RegistryClient
+from worker.registry.copying import copy_image
 
 RAW = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).encode()
 HONEST = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": digest_of(RAW)}
 SPEAKS = {"Docker-Distribution-Api-Version": "registry/2.0"}
+HARBOR = {"Content-Type": "application/json; charset=utf-8"}
+IMMUTABLE = b'{"errors": [{"code": "PRECONDITION", "message": "Failed to process request due to \'1\' configured as immutable."}]}'
 QUICK = Patience(tries=4, longest=0.01)
 
 
@@ -129,8 +140,10 @@ async def test_a_delete_refused_for_its_rate_is_left_to_the_caller() -> None:
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (Reply(400, SPEAKS, b'{"errors": [{"code": "DIGEST_INVALID", "message": "m"}]}'), RegistryUnsupported),
-        (Reply(400, SPEAKS), RegistryUnsupported),
+        (Reply(400, SPEAKS, b'{"errors": [{"code": "DIGEST_INVALID", "message": "m"}]}'), DeletesByDigest),
+        (Reply(400, SPEAKS), DeletesByDigest),
+        (Reply(400, HARBOR, b'{"errors": [{"code": "UNSUPPORTED", "message": "the operation isn\'t supported"}]}'), DeletesByDigest),
+        (Reply(412, HARBOR, IMMUTABLE), RegistryDenied),
         (Reply(405, SPEAKS, b'{"errors": [{"code": "UNSUPPORTED", "message": "m"}]}'), RegistryUnsupported),
         (Reply(405, {"Content-Type": "text/plain"}), RegistryUnavailable),
         (Reply(403), RegistryDenied),
@@ -142,6 +155,16 @@ async def test_a_tag_that_cannot_be_taken_away_alone(reply: Reply, error: type[E
         with pytest.raises(error) as caught:
             await client.untag(image)
         assert type(caught.value) is error
+
+
+async def test_harbor_keeps_an_immutable_tag_and_that_is_said() -> None:
+    async with registry(lambda request: Reply(412, HARBOR, IMMUTABLE) if request.method == "PUT" else Reply(200, HONEST, RAW)) as (
+        _,
+        client,
+        image,
+    ):
+        with pytest.raises(RegistryDenied, match=r"configured as immutable.*a rule there keeps it as it is"):
+            await client.put_manifest(image, RAW, OCI_MANIFEST)
 
 
 async def test_a_registry_that_deletes_the_manifest_with_its_tag_gets_it_back() -> None:
@@ -179,29 +202,6 @@ async def test_a_registry_without_a_catalog() -> None:
             _ = [name async for name in client.catalog(image.registry)]
 
 
-async def test_referrers_fall_back_to_the_tag_only_at_a_definite_no() -> None:
-    digest, about = digest_of(RAW), {"mediaType": OCI_MANIFEST, "digest": digest_of(b"sig"), "size": 3}
-    listed = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [about]}).encode()
-    api: Reply = Reply(404, SPEAKS | {"Content-Type": "text/plain"}, b"404 page not found")
-
-    def behave(request: Request) -> Reply:
-        if request.path == f"/v2/team/app/referrers/{digest}":
-            return api
-        if request.path == f"/v2/team/app/manifests/{digest.replace(':', '-')}":
-            return Reply(200, {"Content-Type": OCI_INDEX}, listed)
-        return Reply(404, SPEAKS)
-
-    async with registry(behave, IMPATIENT) as (_, client, image):
-        [found] = await client.referrers(image.with_digest(digest))
-        assert found.digest == digest_of(b"sig")
-        assert await client.referrers(image.with_digest(digest_of(b"other"))) == ()
-        api = Reply(404, {"Content-Type": "text/html"}, b"<html>")
-        with pytest.raises(RegistryUnavailable):
-            await client.referrers(image.with_digest(digest))
-        api = Reply(200, {"Content-Type": OCI_INDEX}, json.dumps({"manifests": []}).encode())
-        assert await client.referrers(image.with_digest(digest)) == ()
-
-
 @pytest.mark.parametrize(
     ("location", "sent", "error"),
     [
@@ -233,6 +233,31 @@ async def test_a_blob_is_put_where_the_registry_says_with_its_digest() -> None:
         put = server.requests[-1]
         assert (put.method, put.body, put.query) == ("PUT", b"blob", {"_state": ["x"], "digest": [digest_of(b"blob")]})
         assert "transfer-encoding" not in put.headers
+
+
+async def test_a_blob_that_was_taken_after_all_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that takes long to commit: a proxy gives up waiting, and the blob is there."""
+    monkeypatch.setattr("worker.registry.copying.PATIENT", QUICK)
+    blob, there = b"blob", False
+    layer = {"mediaType": "m", "digest": digest_of(blob), "size": len(blob)}
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [layer]}).encode()
+
+    def behave(request: Request) -> Reply:
+        nonlocal there
+        if "/manifests/" in request.path:
+            return Reply(201 if request.method == "PUT" else 200, {"Content-Type": OCI_MANIFEST}, raw)
+        if request.method == "POST":
+            return Reply(202, {"Location": "/v2/team/copy/blobs/uploads/1"})
+        if request.method == "PUT":
+            there = True
+            return Reply(504)
+        if "/copy/" in request.path and not there:
+            return Reply(404, SPEAKS)
+        return Reply(200, {}, blob)
+
+    async with registry(behave) as (server, client, image):
+        await copy_image(client, image, client, ImageReference(image.registry, "team/copy", "1"))
+        assert server.asked().count(("PUT", "/v2/team/copy/blobs/uploads/1")) == 1
 
 
 async def test_a_blob_that_ends_early_is_found_out() -> None:

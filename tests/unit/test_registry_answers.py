@@ -148,6 +148,7 @@ def coded(code: str) -> bytes:
         (answer(401), RegistryDenied, None),
         (answer(403), RegistryDenied, None),
         (answer(405, coded("UNSUPPORTED")), RegistryUnsupported, None),
+        (answer(412, coded("PRECONDITION")), RegistryDenied, None),
         (answer(405), RegistryUnavailable, None),
         (answer(408), RegistryUnavailable, None),
         (answer(500), RegistryUnavailable, None),

@@ -1,8 +1,8 @@
 """Image registries: what is read there, what is changed, and where the credentials come from.
 
-`wire` sends and `pace` says how fast; `answers` knows what an answer means; `auth` answers `challenges`, with what `credentials` finds;
-`manifests` and `listing` read what comes back, `products` and `pulls` what some say beside the protocol. `reader` is for all that only looks, `client` writes too, `rehearsal` writes without sending,
-and `copying` moves whole images.
+`wire` sends to whom `trust` lets it, and `pace` says how fast; `answers` knows what an answer means; `auth` answers `challenges`, with what
+`credentials` finds; `manifests`, `listing` and `referrers` read what comes back, `products` and `pulls` what some say beside the protocol. `reader`
+is for all that only looks, `client` writes too, `rehearsal` writes without sending, and `copying` moves whole images.
 """
 
 from worker.registry.client import RegistryClient

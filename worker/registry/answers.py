@@ -72,6 +72,8 @@ def refusal(answer: Answer, doing: str, *, now: datetime | None = None) -> Regis
         return RegistryUnsupported(text)
     if status in (401, 403):
         return RegistryDenied(text)
+    if status == 412:  # Harbor's word for a tag under a rule of immutability; no condition of ours can fail, as none is ever sent
+        return RegistryDenied(f"{text}; a rule there keeps it as it is, as Harbor's immutable tags: the rule's owner must except it")
     if status >= 500 or status == 408:
         return RegistryUnavailable(text, retry_after=wait)
     if status == 405:  # how distribution answers writes while `maintenance.readonly` is on

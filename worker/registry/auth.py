@@ -83,20 +83,21 @@ class Authorizer:
         content: bytes | None = None,
         limit: int = 64 * 1024,
         tries: int | None = None,
+        stay: bool = False,
     ) -> Answer:
         """Send with the rights of `scopes` (the first names the repository whose credential is used). `path` begins with `/v2/`.
 
         A 401 is answered once, by a new token: the old one may have ended early. After a second one it is RegistryDenied.
-        `tries` is how often something else than GET and HEAD may be sent.
+        `tries` is how often something else than GET and HEAD may be sent. `stay`: a redirect to another host is the answer, and not followed.
         """
         self._check(method, registry)
         url, given = self._wire.base(registry) + path, dict(headers or {})
         sent = await self._known(registry, scopes)
-        answer = await self._wire.send(method, url, headers=given | _header(sent), content=content, limit=limit, tries=tries)
+        answer = await self._wire.send(method, url, headers=given | _header(sent), content=content, limit=limit, tries=tries, stay=stay)
         if answer.status != 401 or answer.redirected:
             return answer
         renewed = await self._renewed(registry, scopes, sent, answer)
-        answer = await self._wire.send(method, url, headers=given | _header(renewed), content=content, limit=limit, tries=tries)
+        answer = await self._wire.send(method, url, headers=given | _header(renewed), content=content, limit=limit, tries=tries, stay=stay)
         if answer.status == 401:
             raise _denied(registry, scopes, self._challenges[registry], renewed)
         return answer
@@ -206,11 +207,15 @@ class Authorizer:
                 "scope": " ".join(wanted),
                 "refresh_token": credential.identity_token,
             }
-            answer = await self._wire.send("POST", url.geturl(), headers={}, form=form, limit=_MAX_TOKEN)
+            answer = await self._wire.send("POST", url.geturl(), headers={}, form=form, limit=_MAX_TOKEN, led_by=registry)
         else:
             query = urlencode([*parse_qsl(url.query), *([("service", service)] if service else []), *(("scope", one) for one in wanted)])
             answer = await self._wire.send(
-                "GET", url._replace(query=query).geturl(), headers=_header(credential.basic if credential else None), limit=_MAX_TOKEN
+                "GET",
+                url._replace(query=query).geturl(),
+                headers=_header(credential.basic if credential else None),
+                limit=_MAX_TOKEN,
+                led_by=registry,
             )
         doing = (
             f"get a token for {' '.join(wanted) or registry} {'with the configured credential' if credential else 'without a credential'}"

@@ -9,7 +9,15 @@ import contextlib
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import ClassVar
 
-from ledger.errors import ManifestUnknown, RegistryConfused, RegistryDenied, RegistryError, RegistryUnavailable, RegistryUnsupported
+from ledger.errors import (
+    DeletesByDigest,
+    ManifestUnknown,
+    RegistryConfused,
+    RegistryDenied,
+    RegistryError,
+    RegistryUnavailable,
+    RegistryUnsupported,
+)
 from ledger.references import ImageReference
 from worker.registry.answers import Answer, refusal
 from worker.registry.auth import ANY
@@ -67,9 +75,11 @@ class RegistryClient(RegistryReader):
             raise
 
     async def untag(self, image: ImageReference) -> bool:
-        """Take a tag away and leave its manifest with all other tags. Whether it was there.
+        """Take a tag away and leave its manifest with all other tags. Whether it was there, be it without its manifest (`garbage-collect -m`
+        leaves such tags).
 
-        RegistryUnsupported: this registry cannot (distribution 2.8). RegistryConfused: it deleted the manifest instead; that has been put
+        DeletesByDigest: this registry cannot (distribution 2.8, Harbor). RegistryUnsupported: it deletes nothing, or no tag without its
+        manifest (distribution 2.8, zot). RegistryConfused: it deleted the manifest instead; that has been put
         back under its digest, and its other tags are the caller's to set again.
         """
         if image.tag is None or image.digest is not None:
@@ -77,11 +87,10 @@ class RegistryClient(RegistryReader):
         try:
             before = await self.manifest(image)
         except ManifestUnknown:
-            return False
+            return await self._untag_broken(image)
         answer = await self._delete(image)
-        codes = {code for code, _ in answer.errors}
-        if answer.status == 400 and codes <= {"DIGEST_INVALID", "MANIFEST_INVALID", "TAG_INVALID", "UNSUPPORTED"}:
-            raise RegistryUnsupported(f"{image.registry} cannot take a tag away alone; it deletes by digest only")
+        if _deletes_by_digest_only(answer):
+            raise DeletesByDigest(f"{image.registry} cannot take a tag away alone; it deletes by digest only")
         if answer.status == 404 and answer.from_registry:
             return False
         if answer.status not in _GONE:
@@ -91,6 +100,22 @@ class RegistryClient(RegistryReader):
             await self.put_manifest(kept, before.raw, before.media_type)
             raise RegistryConfused(f"{image.registry} deleted {kept} with its tag {image.tag}; the manifest was put back without its tags")
         return True
+
+    async def _untag_broken(self, image: ImageReference) -> bool:
+        """There is no manifest to look after, and none to put back."""
+        if not await self.lists_tag(image):
+            return False
+        answer = await self._delete(image)
+        if answer.status in _GONE:
+            return True
+        missing = answer.status == 404 and answer.from_registry
+        if missing and not await self.lists_tag(image):
+            return False
+        if missing or _deletes_by_digest_only(answer):
+            raise RegistryUnsupported(
+                f"the manifest of {image} is gone, and {image.registry} takes no such tag away; push any image to it, and remove that"
+            )
+        raise refusal(answer, f"take away the tag {image}")
 
     async def can_push(self, registry: str, repository: str) -> None:
         """Return if the credential may push there: an upload is begun and cancelled, so no image or blob is left. RegistryDenied if not."""
@@ -116,7 +141,10 @@ class RegistryClient(RegistryReader):
         raise refusal(answer, f"see whether {target.registry} takes uploads")
 
     async def mount(self, target: ImageReference, blob: Descriptor, source: str) -> bool:
-        """Have a blob of the repository `source` of the same registry in the target's too, without sending it. False: the registry would not."""
+        """Have a blob of the repository `source` of the same registry in the target's too, without sending it. False: the registry would not.
+
+        RegistryDenied: the credential of the target may not read the source; ManifestUnknown, RegistryConfused: it is refused all the same.
+        """
         repository = path_of(target.registry, source)
         answer = await self._begin(
             target, f"?mount={blob.digest}&from={repository}", scope_of(target, "pull", "push"), Scope(repository, ("pull",))
@@ -164,6 +192,16 @@ class RegistryClient(RegistryReader):
     def _place(self, target: ImageReference, begun: Answer) -> str | None:
         path = f"/v2/{path_of(target.registry, target.repository)}/blobs/uploads/"
         return local_path(self._wire.base(target.registry), path, begun.headers.get("location", ""))
+
+
+def _deletes_by_digest_only(answer: Answer) -> bool:
+    """How registries refuse a tag: distribution 2.8 as no digest, Harbor as not supported."""
+    return answer.status == 400 and {code for code, _ in answer.errors} <= {
+        "DIGEST_INVALID",
+        "MANIFEST_INVALID",
+        "TAG_INVALID",
+        "UNSUPPORTED",
+    }
 
 
 async def _exactly(pieces: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:

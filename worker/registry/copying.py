@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ledger.errors import RegistryConfused, RegistryUnavailable
+from ledger.errors import ManifestUnknown, RegistryConfused, RegistryDenied, RegistryUnavailable
 from ledger.references import ImageReference
 from worker.abreast import each
 from worker.registry.client import RegistryClient
@@ -25,7 +25,8 @@ _TRIES = 3
 async def copy_image(reader: RegistryReader, source: ImageReference, client: RegistryClient, target: ImageReference) -> str:
     """Copy an image or index with all its platforms, and return its digest. The target names the tag (else only its digest is put).
 
-    What the target has already is not sent. Within one registry blobs are mounted where it allows that. ManifestUnknown: no such source.
+    What the target has already is not sent. Within one registry blobs are mounted where it and the target's credential allow that, and
+    else read and sent. ManifestUnknown: no such source.
     """
     manifest = await reader.manifest(source)
     if target.digest not in (None, manifest.digest):
@@ -42,6 +43,8 @@ class _Copy:
     def __init__(self, reader: RegistryReader, source: ImageReference, client: RegistryClient, target: ImageReference) -> None:
         self._reader, self._source = reader, source
         self._client, self._target = client, target
+        self._mounts = source.registry == target.registry
+        """Whether mounting is worth a try: only within a registry, and until it refuses."""
 
     async def manifest(self, manifest: Manifest, depth: int) -> None:
         """Everything that a manifest names, and not the manifest itself."""
@@ -57,10 +60,7 @@ class _Copy:
         await each(blobs.values(), self._blob, _AT_ONCE)
 
     async def _blob(self, blob: Descriptor) -> None:
-        if await self._client.blob_size(self._target, blob.digest) == blob.size:
-            return
-        here = self._source.registry == self._target.registry
-        if here and await self._client.mount(self._target, blob, self._source.repository):
+        if await self._there(blob) or await self._mount(blob):
             return
         for tried in range(1, _TRIES + 1):
             try:
@@ -72,3 +72,18 @@ class _Copy:
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)
+                if await self._there(blob):  # it took the blob, and was too long about storing it to say so
+                    return
+
+    async def _there(self, blob: Descriptor) -> bool:
+        return await self._client.blob_size(self._target, blob.digest) == blob.size
+
+    async def _mount(self, blob: Descriptor) -> bool:
+        """Have it without sending it. A refusal is no failure: the target's credential may not read the source, which the reader's may."""
+        if not self._mounts:
+            return False
+        try:
+            return await self._client.mount(self._target, blob, self._source.repository)
+        except (RegistryDenied, ManifestUnknown, RegistryConfused):
+            self._mounts = False
+            return False

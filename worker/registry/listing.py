@@ -13,7 +13,7 @@ from worker.registry.auth import Authorizer
 from worker.registry.manifests import parse_object
 from worker.registry.scopes import Scope
 
-_MAX_PAGE = 64 * 1024 * 1024  # distribution 2.8 answers all tags in one page
+MAX_PAGE = 64 * 1024 * 1024  # distribution 2.8 answers all tags in one page
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,]*?\brel="?next"?', re.IGNORECASE)
 
 
@@ -24,15 +24,20 @@ async def pages(authorizer: Authorizer, base: str, registry: str, path: str, sco
         if path in seen:
             raise RegistryConfused(f"{registry} lists {what} in a circle")
         seen.add(path)
-        answer = await authorizer.send("GET", registry, path, scope, limit=_MAX_PAGE)
+        answer = await authorizer.send("GET", registry, path, scope, limit=MAX_PAGE)
         if answer.status != 200:
             raise refusal(answer, f"list {what}")
         yield parse_object(answer.body, f"list of {what}")
-        match = _NEXT.search(answer.headers.get("link", ""))
-        following = local_path(base, path, match[1]) if match else ""
-        if following is None:
-            raise RegistryConfused(f"{registry} names another host for the rest of its list")
-        path = following
+        path = next_page(base, registry, path, answer)
+
+
+def next_page(base: str, registry: str, path: str, answer: Answer) -> str:
+    """Where a list goes on after the answer to `path`, empty at its end. RegistryConfused: at another host."""
+    match = _NEXT.search(answer.headers.get("link", ""))
+    following = local_path(base, path, match[1]) if match else ""
+    if following is None:
+        raise RegistryConfused(f"{registry} names another host for the rest of its list")
+    return following
 
 
 def has_next(answer: Answer) -> bool:

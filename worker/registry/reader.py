@@ -11,28 +11,26 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
-from time import monotonic
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from ledger.errors import ManifestUnknown, RegistryConfused, RegistryUnsupported
+from ledger.errors import ManifestUnknown, RegistryConfused
 from ledger.references import ImageReference, parse_digest, parse_repository, parse_tag
 from worker.registry.answers import Answer, refusal
 from worker.registry.auth import READING, Authorizer
 from worker.registry.credentials import Credentials
 from worker.registry.listing import pages
-from worker.registry.manifests import ACCEPT, Descriptor, Manifest, descriptors, digest_of, fallback_tag, media_type_of, parse_object
+from worker.registry.manifests import ACCEPT, Descriptor, Manifest, digest_of, media_type_of, parse_object
 from worker.registry.pace import IMPATIENT, Budgets, Patience
 from worker.registry.products import product_of
 from worker.registry.pulls import Pulls, pulls_of
+from worker.registry.referrers import Referrers
 from worker.registry.scopes import Scope
 from worker.registry.wire import Timeouts, Wire, is_hub
 
 _MAX_MANIFEST = 4 * 1024 * 1024  # what the specification asks registries to take
 _MAX_CONFIG = 8 * 1024 * 1024
 _MAX_DEPTH = 3
-_WITHOUT_REFERRERS = 3600.0
-"""Seconds that it is believed that a registry has no referrers API."""
 _PAGE = 1000
 """Names a page: distribution answers 400 where more are asked for."""
 
@@ -60,8 +58,8 @@ class RegistryReader:
     ) -> None:
         """Insecure registries are spoken to over plain HTTP, all others over https.
 
-        Certificates: registry -> path of a CA certificate (PEM); SettingsInvalid for one that cannot be read. Clients that share
-        `budgets` together ask no more of a registry than it allows. `known_as`: address -> the host name that its certificate is for.
+        Certificates: registry -> path of a CA certificate (PEM), trusted for it and wherever its answers lead; SettingsInvalid for one that
+        cannot be read. Clients that share `budgets` together ask no more of a registry than it allows. `known_as`: address -> the host name that its certificate is for.
         """
         self._wire = Wire(
             insecure=insecure,
@@ -73,7 +71,7 @@ class RegistryReader:
             known_as=known_as,
         )
         self._authorizer = Authorizer(self._wire, credentials, methods=self._methods)
-        self._without_referrers: dict[str, float] = {}
+        self._referrers = Referrers(self._authorizer, self._wire.base, self.manifest)
 
     async def __aenter__(self) -> Self:
         return self
@@ -165,6 +163,13 @@ class RegistryReader:
             for tag in _names(body.get("tags"), f"{registry} answers with no list of tags for {repository}"):
                 yield _sound(registry, parse_tag, tag)
 
+    async def lists_tag(self, image: ImageReference) -> bool:
+        """Whether an image's tag is among those of its repository, also where its manifest is gone: such a tag is broken."""
+        try:
+            return image.tag in {tag async for tag in self.tags(image.registry, image.repository)}
+        except ManifestUnknown:
+            return False
+
     async def catalog(self, registry: str) -> AsyncIterator[str]:
         """All repositories of a registry, page by page. RegistryUnsupported, ManifestUnknown or RegistryDenied where it does not list them."""
         first, scope = f"/v2/_catalog?n={_PAGE}", Scope("catalog", ("*",), kind="registry")
@@ -173,35 +178,15 @@ class RegistryReader:
                 yield _sound(registry, parse_repository, repository)
 
     async def referrers(self, image: ImageReference) -> tuple[Descriptor, ...]:
-        """What refers to a digest (signatures, attestations), by the API, or by the tag `sha256-<hex>` where the registry has none."""
-        if (found := await self.listed_referrers(image)) is not None:
-            return found
-        try:
-            listed = await self.manifest(image.with_tag(fallback_tag(image.digest or "")))
-        except ManifestUnknown:
-            return ()
-        return listed.children  # of anything but an index: none
+        """What refers to a digest (signatures, attestations), by the API, or by the tag `sha256-<hex>` where the registry has none.
 
-    async def listed_referrers(self, image: ImageReference) -> tuple[Descriptor, ...] | None:
-        """What refers to a digest by the registry's API. None: it has none for this repository, and is not asked again for an hour; then only tags
-        `sha256-<hex>` say so.
+        Once a registry has shown that it has none, this reader only looks at the tag.
         """
-        if image.digest is None:
-            raise ValueError(f"{image} names no digest")
-        if monotonic() < self._without_referrers.get(image.name, 0.0):
-            return None
-        repository = path_of(image.registry, image.repository)
-        path, scope = f"/v2/{repository}/referrers/{image.digest}", Scope(repository, ("pull",))
-        found: list[Descriptor] = []
-        try:
-            async for body in pages(
-                self._authorizer, self._wire.base(image.registry), image.registry, path, scope, f"the referrers of {image}"
-            ):
-                found += descriptors(body.get("manifests"))
-        except (ManifestUnknown, RegistryUnsupported):
-            self._without_referrers[image.name] = monotonic() + _WITHOUT_REFERRERS
-            return None
-        return tuple(found)
+        return await self._referrers.of(image, path_of(image.registry, image.repository))
+
+    def lists_referrers(self, registry: str) -> bool | None:
+        """Whether a registry has the referrers' API, as far as `referrers` has asked it; None: nobody has, or its answers did not tell."""
+        return self._referrers.answered(registry)
 
     async def blob_size(self, image: ImageReference, digest: str) -> int | None:
         """Bytes of a blob of the image's repository; None when the registry itself says that it is not there."""

@@ -90,9 +90,9 @@ class Rehearsal(RegistryReader):
     async def untag(self, image: ImageReference) -> bool:
         if image.tag is None or image.digest is not None:
             raise ValueError(f"{image} names no tag alone")
-        there = await self.resolve(image) is not None
-        self.would.append(f"untag {image}")
         here = self._at(image)
+        there = await self.resolve(image) is not None or (image.tag not in here.gone and await self.lists_tag(image))
+        self.would.append(f"untag {image}")
         here.gone.add(image.tag)
         here.put.pop(image.tag, None)
         return there

@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 
-from ledger.errors import Problem, RegistryConfused, RegistryUnavailable, SettingsInvalid
+from ledger.errors import RegistryConfused, RegistryUnavailable
+from worker.registry import trust
 from worker.registry.answers import PASSING, Answer, retry_after
 from worker.registry.pace import IMPATIENT, Budget, Budgets, Patience
 
@@ -57,7 +58,8 @@ class Wire:
         patience: Patience = IMPATIENT,
         known_as: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Certificates: registry -> path of a CA certificate (PEM) that is trusted for it beside the system's. SettingsInvalid if one cannot be read.
+        """Certificates: registry -> path of a CA certificate (PEM) that is trusted for it beside the system's, and for the hosts to which its
+        answers lead (its token server, where its blobs are) as long as it is they that lead there. SettingsInvalid if one cannot be read.
 
         `known_as`: address -> the host name that its certificate is for, where one process of a registry is spoken to by its address.
         """
@@ -66,14 +68,20 @@ class Wire:
         self._total = timeouts.total
         self._budgets = budgets or Budgets()
         self._patience = patience
-        self._http = httpx.AsyncClient(
-            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},  # digests are of what is sent, not of its compression
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a session's cookie makes Harbor ask for a CSRF token
-            timeout=httpx.Timeout(timeouts.read, connect=timeouts.connect, pool=timeouts.total),
-            mounts={
-                f"https://{api_host(host)}": httpx.AsyncHTTPTransport(verify=_trusting(host, path)) for host, path in certificates.items()
-            },
-        )
+        self._authorities = {_as_host(registry): path for registry, path in certificates.items()}
+        limits = httpx.Timeout(timeouts.read, connect=timeouts.connect, pool=timeouts.total)
+
+        def pool(trusting: ssl.SSLContext) -> httpx.AsyncClient:
+            return httpx.AsyncClient(
+                headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},  # digests are of what is sent, not of its compression
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a session's cookie makes Harbor ask for a CSRF token
+                timeout=limits,
+                verify=trusting,
+            )
+
+        self._http = pool(trust.systems())
+        self._trusting = {path: pool(trust.beside(registry, path)) for registry, path in certificates.items()}
+        """A pool for each CA: a connection that one of them vouched for serves nobody who does not trust it."""
 
     @property
     def patience(self) -> Patience:
@@ -93,13 +101,15 @@ class Wire:
         form: Mapping[str, str] | None = None,
         limit: int = _MAX_ERROR,
         tries: int | None = None,
+        led_by: str | None = None,
+        stay: bool = False,
     ) -> Answer:
-        """One exchange, whatever its status; at most `limit` bytes of body.
+        """One exchange, whatever its status; at most `limit` bytes of body. `led_by`: the registry whose answer named the address.
 
         GET and HEAD are repeated as the patience allows; anything else only where `tries` says how often it may be sent.
         Redirects of GET and HEAD are followed, to https only once https was asked, and Authorization stays with the host that it was made for.
         RegistryUnavailable: no answer; RateLimited: it has asked us to wait for longer than the patience; RegistryConfused: not HTTP,
-        too many redirects or too many bytes.
+        too many redirects or too many bytes. `stay`: a redirect to another host is the answer, and not followed.
         """
         request = self._request(method, url, headers, content, form)
         budget = self._budgets.of(_host(request))
@@ -107,7 +117,7 @@ class Wire:
         for tried in itertools.count(1):
             try:
                 async with budget.turn(self._patience):
-                    answer = await self._exchange(request, limit)
+                    answer = await self._exchange(request, limit, led_by, stay)
             except RegistryUnavailable:
                 pause = self._patience.pause(tried, None)
                 if tried >= most or pause is None:
@@ -132,7 +142,7 @@ class Wire:
         budget = self._budgets.of(host)
         with _ours(host):
             await budget.pass_gate(self._patience)
-            response, redirected = await self._follow(request)
+            response, redirected = await self._follow(request, None, stay=False)
             try:
                 body = b"" if response.status_code < 400 else await _read(response, _MAX_ERROR, host)
                 answer = Answer(
@@ -159,21 +169,21 @@ class Wire:
             request.extensions["sni_hostname"] = name.rpartition(":")[0] or name
         return request
 
-    async def _exchange(self, request: httpx.Request, limit: int) -> Answer:
+    async def _exchange(self, request: httpx.Request, limit: int, led_by: str | None, stay: bool) -> Answer:
         """The total time holds unless a stream is sent: that takes as long as it moves."""
         total = self._total if isinstance(request.stream, httpx.SyncByteStream) else None
         host = _host(request)
         with _ours(host):
             async with asyncio.timeout(total):
                 try:
-                    return await self._answer(request, limit)
+                    return await self._answer(request, limit, led_by, stay)
                 except _DROPPED:
                     if request.method not in SAFE:
                         raise
-                    return await self._answer(request, limit)
+                    return await self._answer(request, limit, led_by, stay)
 
-    async def _answer(self, request: httpx.Request, limit: int) -> Answer:
-        response, redirected = await self._follow(request)
+    async def _answer(self, request: httpx.Request, limit: int, led_by: str | None, stay: bool) -> Answer:
+        response, redirected = await self._follow(request, led_by, stay)
         try:
             host = _host(response.request)
             body = await _read(response, limit, host)
@@ -181,13 +191,13 @@ class Wire:
         finally:
             await _close(response)
 
-    async def _follow(self, request: httpx.Request) -> tuple[httpx.Response, bool]:
+    async def _follow(self, request: httpx.Request, led_by: str | None, stay: bool) -> tuple[httpx.Response, bool]:
         """The response in the end, its body not yet read, and whether another origin than the one asked gave it."""
-        asked = _origin(request.url)
+        asked, leader = _origin(request.url), _as_host(led_by) if led_by else _host(request)
         for _ in range(_MAX_REDIRECTS):
-            response = await self._http.send(request, stream=True, follow_redirects=False)
+            response = await self._pool(_host(request), leader).send(request, stream=True, follow_redirects=False)
             following = response.next_request
-            if following is None:
+            if following is None or (stay and _host(following) != _host(request)):
                 return response, _origin(request.url) != asked
             await _close(response)
             if request.method not in SAFE:
@@ -199,8 +209,14 @@ class Wire:
             request = following
         raise RegistryConfused(f"{asked[1]} redirects more than {_MAX_REDIRECTS} times")
 
+    def _pool(self, host: str, leader: str) -> httpx.AsyncClient:
+        """The connections to a host on which its own CA is trusted, else that of the registry that leads there."""
+        path = self._authorities.get(host) or self._authorities.get(leader)
+        return self._trusting[path] if path else self._http
+
     async def close(self) -> None:
-        await self._http.aclose()
+        for pool in (self._http, *self._trusting.values()):
+            await pool.aclose()
 
 
 def api_host(registry: str) -> str:
@@ -262,15 +278,12 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def _trusting(host: str, path: str) -> ssl.SSLContext:
-    context = httpx.create_ssl_context()
+def _as_host(registry: str) -> str:
+    """A registry's API as `_host` writes the host of a request."""
     try:
-        context.load_verify_locations(path)
-    except OSError as error:  # ssl.SSLError is one
-        raise SettingsInvalid(
-            [Problem(f"registries.{host}.certificate", path, f"must be a readable CA certificate in PEM form ({error})")]
-        ) from None
-    return context
+        return httpx.URL(f"https://{api_host(registry)}").netloc.decode()
+    except httpx.InvalidURL:
+        return registry
 
 
 def _hint(error: Any) -> str:

@@ -32,7 +32,10 @@ async def referrers_of(reader: RegistryReader, made: Plan) -> Mapping[str, Colle
     found: dict[str, list[str]] = {}
 
     async def one(image: ImageReference) -> None:
-        if referrers := await reader.listed_referrers(image):
+        if reader.lists_referrers(image.registry) is False:
+            return
+        referrers = await reader.referrers(image)
+        if referrers and reader.lists_referrers(image.registry):
             found.setdefault(image.name, []).extend(referrer.digest for referrer in referrers)
 
     images = (ImageReference.parse(f"{repository.name}@{digest}") for repository in made.repositories for digest in repository.deletions)

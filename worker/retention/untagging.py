@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 
-from ledger.errors import RegistryConfused, RegistryUnavailable, RegistryUnsupported
+from ledger.errors import DeletesByDigest, RegistryConfused, RegistryUnavailable
 from ledger.references import ImageReference
 from worker.registry.manifests import OCI_INDEX, digest_of
 from worker.registry.rehearsal import Changing
@@ -39,8 +39,7 @@ async def take_away(client: Changing, image: ImageReference, digest: str, plan: 
     await hold()
     try:
         await client.untag(image)
-    except RegistryUnsupported:
-        await require_deletion(client, image, plan, hold)
+    except DeletesByDigest:  # not where it deletes nothing at all: the tag would stay on the tombstone
         await hold()
         await client.put_manifest(image, tombstone(plan, image), OCI_INDEX)
         await bury(client, image, plan, hold)
