@@ -154,6 +154,8 @@ class Model:
     builds: list[str] = field(default_factory=list)
     held: bool = False
     kept: dict[str, dict[str, object]] = field(default_factory=dict)
+    asked_at: list[str] = field(default_factory=list)
+    """Repositories whose uploads were asked for."""
 
     def work(self) -> Work:
         return Work(SETTINGS, _Site(self), _Doors(self), _Reader(self), _Holds(self), _Evidence(self), self)  # type: ignore[arg-type]
@@ -251,6 +253,7 @@ class _Doors:
 
     async def refusing(self, doors: list[Door], repository: str) -> list[bool]:
         self.model.around("doors")
+        self.model.asked_at.append(repository)
         try:
             return [self.model.world.processes[int(door.address)] for door in doors]
         except KeyError:
@@ -264,7 +267,7 @@ class _Reader:
     async def collector(self, _: str) -> None:
         return None
 
-    async def catalog(self, _: str) -> AsyncIterator[str]:
+    async def catalog(self, _: str, *, page: int | None = None) -> AsyncIterator[str]:
         self.model.around("catalog")
         for name in sorted(self.model.world.tags):
             yield name

@@ -77,6 +77,14 @@ async def test_lists_are_followed_to_their_end(
         _ = [tag async for tag in client.tags(registry.host, "many/none")]
 
 
+async def test_asking_for_uploads_makes_no_repository(registry: RegistryServer, client: RegistryClient, kind: Kind) -> None:
+    if kind.program == "zot":
+        pytest.skip("zot is not collected: nobody asks it")
+    assert await client.refuses_uploads(image(registry, "crabpot/probe")) is False
+    assert "crabpot/probe" not in [name async for name in client.catalog(registry.host)]
+    assert [name async for name in client.catalog(registry.host, page=1)] == [name async for name in client.catalog(registry.host)]
+
+
 async def test_the_catalog(registry: RegistryServer, client: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.registry.reader._PAGE", 2)
     names = {f"listed/app{number}" for number in range(5)}

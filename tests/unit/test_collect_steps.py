@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.errors import ClusterUnavailable
+from ledger.errors import ClusterUnavailable, RegistryUnavailable
 from tests.collecting import START, Killed, Model, Registry, digest_of, run_to_its_end
 from worker.collect.steps import PATIENCE, Collection, Lost, More, No, Purpose, Step, Verified, Wait, Well, after, before, begin
 
@@ -65,6 +65,59 @@ async def test_a_plan_changes_nothing():
     assert end.dry.eligible == 3
     assert not {"hold before", "close before", "sweep before", "restart before", "open before"} & set(touched)
     well(model)
+
+
+async def test_the_catalog_is_read_once_a_reading_and_not_for_proofs():
+    """A registry walks through its storage for it: a proof needs one name, which is known."""
+    asked: list[str] = []
+    model = Model(world(job=True), asked.append)
+    states = await run_to_its_end(model)
+    assert states[-1].trouble is None
+    readings = {state.step for state in states} & {Step.LOOK, Step.SURVEY, Step.VERIFY}
+    assert asked.count("doors") >= 5
+    assert asked.count("catalog") == len(readings)
+    assert set(model.asked_at) == {"team/app"}
+
+
+@pytest.mark.parametrize("purpose", [Purpose.COLLECT, Purpose.MEND])
+async def test_a_catalog_that_does_not_come_keeps_no_registry_closed(purpose):
+    def around(what: str) -> None:
+        if what == "catalog" and (model.world.closed or after_restart):
+            raise RegistryUnavailable("it walks and walks")
+        if what == "open after":
+            after_restart.append(what)
+
+    after_restart: list[str] = []
+    model = Model(world(job=True), around)
+    if purpose is Purpose.MEND:
+        model.world.mark, model.world.closed = "r0", True
+    states = await run_to_its_end(model, purpose)
+    assert states[-1].trouble is not None
+    well(model)
+
+
+async def test_a_sweep_that_nobody_can_prove_any_more_is_ended():
+    """The pods go on and are the same, and none of them answers: after a while somebody else may have opened them, for all that is known."""
+
+    def around(what: str) -> None:
+        if what == "doors" and model.world.sweeper is not None:
+            unproved.append(what)
+            raise RegistryUnavailable("no route to it")
+
+    unproved: list[str] = []
+    model = Model(world(job=True, garbage=tuple(b"%d" % number for number in range(1000))), around)
+    end = (await run_to_its_end(model))[-1]
+    assert "sweep: no route to it, for more than" in end.trouble
+    assert 10 < len(unproved) < 200
+    assert not end.swept
+    well(model)
+
+
+async def test_a_sweep_that_is_proved_goes_on_for_as_long_as_it_takes():
+    garbage = tuple(b"%d" % number for number in range(1000))
+    states = await run_to_its_end(Model(world(job=True, garbage=garbage), lambda _: None))
+    assert states[-1].trouble is None
+    assert states[-1].swept
 
 
 CALLS = st.integers(0, 170)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import monotonic
 
@@ -29,7 +28,7 @@ from ledger.evidence import Evidence
 from ledger.holds import Holds
 from worker.collect.doors import Doors
 from worker.collect.judging import Eligible, Needed, judge, merged, read_dry_run
-from worker.collect.site import Door, Site, Swept
+from worker.collect.site import Site, Standing, Swept
 from worker.collect.steps import HELD, Collection, DryRun, Finding, More, No, Purpose, Step, Verified, Wait, Well, after, before
 from worker.collect.verifying import absent_of, needs_of, read_back, sizes_of, without, written
 from worker.registry.reader import RegistryReader
@@ -48,7 +47,9 @@ _QUESTIONS = 5000
 _COLLECTORS = {"Harbor": "Administration, Clean Up", "zot": "`storage.gc` and `gcInterval` in its configuration"}
 """Registries that collect their own garbage, and where that is set."""
 _NOWHERE = "crabpot/probe"
-"""Where a registry without any repository is asked whether it takes uploads."""
+"""Where a registry is asked whether it takes uploads that has no repository, or does not say which: an upload that is begun and cancelled makes none."""
+_UNPROVED = 120.0
+"""Seconds that a sweep which ends with its step goes on while nobody can prove that the registry refuses uploads."""
 
 
 async def advance(work: Work, state: Collection, now: datetime, save: Callable[[Collection], Awaitable[None]]) -> Collection:
@@ -116,14 +117,15 @@ class Work:
         if not isinstance(found, Well):
             return found
         try:
-            await self._repositories()
+            probe = await self._first() or _NOWHERE
         except ManifestUnknown:
             return No("it does not list its repositories, so nobody knows what its tags need")
         if self._plans(state):
             return Well()
         if standing.closed:
             return No("it is read-only already, and not by crabpot")
-        return await self._each_door(standing.doors, standing.unsettled, refusing=False)
+        taken = await self._each_door(standing, probe, refusing=False)
+        return Well(probe=probe) if isinstance(taken, Well) else taken
 
     async def _hold(self, state: Collection, _: datetime) -> Finding:
         try:
@@ -194,16 +196,31 @@ class Work:
         await self.claim.hold()
         sweeping = asyncio.ensure_future(self.site.sweep(state.run, state.sweeps, resumed=resumed))
         try:
+            proved = monotonic()
             while not (await asyncio.wait({sweeping}, timeout=_WATCH))[0]:
                 # Whoever makes it read-write again in the middle of a sweep stops the sweep.
-                with suppress(RegistryError, ClusterError):
-                    if isinstance(proof := await self._closed(state, state.witness), No):
-                        return proof
+                trouble = await self._unproved(state)
+                if isinstance(trouble, No):
+                    return trouble
+                if trouble is None:
+                    proved = monotonic()
+                elif monotonic() - proved > _UNPROVED:
+                    return No(f"for {_UNPROVED:.0f} s nobody could see whether it still refuses uploads: {trouble.why}")
             done = sweeping.result()
         finally:
             sweeping.cancel()
             await asyncio.wait({sweeping})
+        if isinstance(done, Wait):
+            return replace(done, goes_on=True)  # it was proved read-only just now
         return Well() if isinstance(done, Swept) else done
+
+    async def _unproved(self, state: Collection) -> Wait | No | None:
+        """What is wrong with the proof that it refuses uploads; None: it does."""
+        try:
+            proof = await self._closed(state, state.witness)
+        except (RegistryError, ClusterError) as error:
+            return Wait(str(error))
+        return proof if isinstance(proof, Wait | No) else None
 
     async def _prove_again(self, state: Collection, _: datetime) -> Finding:
         proof = await self._closed(state, state.witness)
@@ -249,14 +266,14 @@ class Work:
         await self.site.open(self.claim.hold)
         return Well()
 
-    async def _prove_open(self, _: Collection, __: datetime) -> Finding:
+    async def _prove_open(self, state: Collection, _: datetime) -> Finding:
         standing = await self.site.standing()
         if standing.mark is not None or standing.closed:
             await self.site.open(self.claim.hold)
             return Wait("it is told once more to be read-write")
         # A worker that slept may have begun a sweep just before the registry was opened.
         settled = await self.site.settled(())
-        return settled if not isinstance(settled, Well) else await self._each_door(standing.doors, standing.unsettled, refusing=False)
+        return settled if not isinstance(settled, Well) else await self._each_door(standing, await self._probe(state), refusing=False)
 
     async def _release(self, state: Collection, _: datetime) -> Finding:
         await self.holds.release(self.collected.names, _holder(state))
@@ -272,19 +289,31 @@ class Work:
             )
         if witness is not None and sorted(door.process for door in standing.doors) != sorted(witness):
             return No("its processes are others than those that were proved read-only")
-        return await self._each_door(standing.doors, standing.unsettled, refusing=True)
+        return await self._each_door(standing, await self._probe(state), refusing=True)
 
-    async def _each_door(self, doors: Sequence[Door], unsettled: str | None, *, refusing: bool) -> Finding:
-        if unsettled is not None:
-            return Wait(unsettled)
-        if not doors:
+    async def _each_door(self, standing: Standing, probe: str, *, refusing: bool) -> Finding:
+        if standing.unsettled is not None:
+            return Wait(standing.unsettled)
+        if not standing.doors:
             return Wait("none of its processes runs")
-        repository = next(iter(await self._repositories()), _NOWHERE)
-        answers = await self.doors.refusing(doors, repository)
-        wrong = [door for door, answer in zip(doors, answers, strict=True) if answer is not refusing]
+        answers = await self.doors.refusing(standing.doors, probe)
+        wrong = [door for door, answer in zip(standing.doors, answers, strict=True) if answer is not refusing]
         if wrong:
             return Wait(f"its process {wrong[0].process} {'takes' if refusing else 'refuses'} uploads")
-        return Well(witness=tuple(sorted(door.process for door in doors)))
+        return Well(witness=tuple(sorted(door.process for door in standing.doors)))
+
+    async def _probe(self, state: Collection) -> str:
+        """Where uploads are asked for. A run that mends has not looked at the registry's repositories, which must not keep it closed."""
+        if state.probe is not None:
+            return state.probe
+        try:
+            return await self._first() or _NOWHERE
+        except CrabpotError:
+            return _NOWHERE
+
+    async def _first(self) -> str | None:
+        """A repository, by one short question. ManifestUnknown: it lists none."""
+        return await anext(aiter(self.reader.catalog(self.registry, page=1)), None)
 
     async def _repositories(self) -> list[str]:
         return sorted([name async for name in self.reader.catalog(self.registry)])

@@ -68,7 +68,7 @@ PATIENCE = {
     Step.PROVE: timedelta(minutes=10),
     Step.SURVEY: timedelta(minutes=3),
     Step.JUDGE: timedelta(hours=6),
-    Step.SWEEP: timedelta(hours=12),
+    Step.SWEEP: timedelta(minutes=30),  # without a proof, or without word of the sweep; the site ends one that takes too long
     Step.PROVE_AGAIN: timedelta(minutes=10),
     Step.VERIFY: timedelta(minutes=5),
 }
@@ -107,6 +107,7 @@ class Collection(Frozen):
     begun: datetime
     step: Step = Step.LOOK
     entered: datetime
+    """Since when the step has not got on."""
     waits: str | None = None
     """What the step waits for."""
     trouble: str | None = None
@@ -120,6 +121,8 @@ class Collection(Frozen):
     swept: bool = False
     witness: tuple[str, ...] = ()
     """The registry's processes that were proved read-only."""
+    probe: str | None = None
+    """A repository of it, as found by `look`: the one at which uploads are asked for."""
     dry: DryRun | None = None
     verified: Verified | None = None
     """Of `survey`: what was read so far; of `verify` and after it: what was read back."""
@@ -138,6 +141,7 @@ class Well:
     witness: tuple[str, ...] | None = None
     dry: DryRun | None = None
     verified: Verified | None = None
+    probe: str | None = None
     left_over: bool = False
     """Of `look`: a run that is no more has left its mark on the registry."""
 
@@ -155,6 +159,8 @@ class Wait:
     """Not yet; look again."""
 
     why: str
+    goes_on: bool = False
+    """What is waited for is seen to go on, so patience counts from now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +204,8 @@ def after(state: Collection, finding: Finding, now: datetime, drain: timedelta) 
             return _enter(state, Step.RESTART, now, waits=f"{why}; it is restarted before anything else")
         case No(why=why):
             return _give_up(state, why, now)
+        case Wait(why=why, goes_on=True):
+            return _with(state, waits=why, entered=now)
         case Wait(why=why):
             patience = drain if state.step is Step.DRAIN else PATIENCE.get(state.step)
             if patience is not None and now - state.entered > patience:
@@ -207,7 +215,7 @@ def after(state: Collection, finding: Finding, now: datetime, drain: timedelta) 
 
 def _go_on(state: Collection, found: Well, now: datetime) -> Collection:
     learned: dict[str, Any] = {
-        name: value for name, value in (("witness", found.witness), ("dry", found.dry), ("verified", found.verified)) if value is not None
+        name: value for name in ("witness", "dry", "verified", "probe") if (value := getattr(found, name)) is not None
     }
     step = _NEXT[state.step]
     match state.step:

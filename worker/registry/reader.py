@@ -170,9 +170,12 @@ class RegistryReader:
         except ManifestUnknown:
             return False
 
-    async def catalog(self, registry: str) -> AsyncIterator[str]:
-        """All repositories of a registry, page by page. RegistryUnsupported, ManifestUnknown or RegistryDenied where it does not list them."""
-        first, scope = f"/v2/_catalog?n={_PAGE}", Scope("catalog", ("*",), kind="registry")
+    async def catalog(self, registry: str, *, page: int | None = None) -> AsyncIterator[str]:
+        """All repositories of a registry, page by page. RegistryUnsupported, ManifestUnknown or RegistryDenied where it does not list them.
+
+        `page`: names that it is asked for at a time. It walks through its storage for them: who wants the first alone says 1, and stops there.
+        """
+        first, scope = f"/v2/_catalog?n={page or _PAGE}", Scope("catalog", ("*",), kind="registry")
         async for body in pages(self._authorizer, self._wire.base(registry), registry, first, scope, f"the repositories of {registry}"):
             for repository in _names(body.get("repositories"), f"{registry} answers with no list of repositories"):
                 yield _sound(registry, parse_repository, repository)
