@@ -66,6 +66,15 @@ class CollectedInKubernetes(CollectedHere):
     port: Annotated[int, Field(ge=1, le=65535)] = 5000
     """Where each pod listens; the worker must reach the pods' addresses. With TLS unless `access.insecure`."""
 
+    @property
+    def unsafe(self) -> str | None:
+        """Why its sweep could begin in a registry that is read-write by then. The pods of a stateful set have names that come again, so what a
+        worker that slept wants executed would be in the next pod.
+        """
+        if self.how == "exec" and self.workload.startswith("statefulset/"):
+            return "`how: exec` cannot be safe in a statefulset, whose pods have names that come again; say `how: job`"
+        return None
+
 
 class CollectedOnThisMachine(CollectedHere):
     """A process of this machine that something starts again whenever it ends (deploy/demo/registry does)."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ledger.collected import AnyCollected
+from ledger.collected import AnyCollected, CollectedInKubernetes
 from ledger.errors import InputInvalid, NotFound, Problem
 from ledger.fields import AbsolutePath, Frozen, Name
 from ledger.schedule import Schedule
@@ -81,6 +81,14 @@ class Site(Frozen):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"collect: the registry {name} is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _safe_sweeps(self) -> Self:
+        # Here and not in the entry: a run that began by such settings still has to be ended by them.
+        for one in self.collect:
+            if isinstance(one, CollectedInKubernetes) and (why := one.unsafe):
+                raise ValueError(f"collect: {one.registry}: {why}")
         return self
 
     def require_clusters(self, names: Sequence[str]) -> None:

@@ -103,6 +103,7 @@ def changed(**fields: Any) -> CollectedInKubernetes:
         (workload(selector={"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "x"}]}), CLAIM, "more than labels"),
         (workload(), {"spec": {"accessModes": ["ReadWriteOncePod"]}}, "how: exec"),
         (workload(changed(how="exec")), {"spec": {"accessModes": ["ReadWriteOncePod"]}}, None),
+        (workload(changed(workload="statefulset/registry")), {"spec": {"accessModes": ["ReadWriteOncePod"]}}, "mode ReadWriteOnce,"),
         (workload(changed(workload="statefulset/registry"), updateStrategy={"type": "OnDelete"}), CLAIM, "OnDelete"),
         (
             workload(changed(workload="statefulset/registry"), replicas=2, volumeClaimTemplates=[{"metadata": {"name": "data"}}]),
@@ -158,6 +159,13 @@ def test_a_sweep_s_pod_is_the_registry_s_container_beside_a_closed_pod_and_gets_
     assert container["env"] == [{"name": "A", "value": "b"}]
     claims = {volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"]}
     assert claims == {"data", "more-registry-0"}
+
+
+def test_exec_in_a_stateful_set_is_refused_where_it_is_said() -> None:
+    entry = "{registry: q.example.com, kind: kubernetes, namespace: n, workload: KIND/q, claim: c, how: exec}"
+    with pytest.raises(Exception, match="say `how: job`"):
+        parse_projects(f"version: 1\nprojects: {{}}\ncollect: [{entry.replace('KIND', 'statefulset')}]")
+    assert parse_projects(f"version: 1\nprojects: {{}}\ncollect: [{entry.replace('KIND', 'deployment')}]").collect
 
 
 def test_a_registry_is_named_once_under_collect() -> None:

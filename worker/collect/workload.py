@@ -108,7 +108,8 @@ class Workload:
         if kind == "statefulset" and spec.get("replicas", 1) > 1 and spec.get("volumeClaimTemplates"):
             return No(f"each pod of statefulset/{name} has a claim of its own, which are several registries by one name")
         if "ReadWriteOncePod" in modes and self.settings.how == "job":
-            return No(f"the claim {self.settings.claim} is for one pod alone; say `how: exec`")
+            other = "say `how: exec`" if kind == "deployment" else "give it the access mode ReadWriteOnce, so that a sweep can mount it"
+            return No(f"the claim {self.settings.claim} is for one pod alone; {other}")
         return Wait(self.unsettled) if self.unsettled else Well()
 
     def closing(self, run: str) -> Json:
