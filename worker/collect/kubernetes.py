@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from ledger.collected import CollectedInKubernetes
 from ledger.errors import ClusterDenied, ClusterError, ClusterUnavailable, NotFound
 from worker.cluster.answers import Answer, failure_of
 from worker.cluster.connection import PATCH, Api
+from worker.cluster.watching import lines_of
+from worker.collect.judging import read_dry_run
+from worker.collect.launched import Launched
 from worker.collect.site import Door, Ours, Standing, Swept
 from worker.collect.steps import Finding, Lost, No, Wait, Well
 from worker.collect.workload import CLOSED, SWEEPS, Json, Workload, has_ended, is_ready, mounts
@@ -38,11 +43,15 @@ def rights_of(settings: CollectedInKubernetes) -> tuple[tuple[str, str, str], ..
 
 
 _PAGE = 250
-_PENDING = timedelta(minutes=10)
-"""How long a sweep's pod may be without a node or an image."""
 _EXECUTED = 240.0
 """Seconds that a sweep by exec may take: it ends with its step. One that takes longer is a Job's."""
-_LOG = {"limitBytes": 64 * 1024 * 1024}
+_FOLLOWED = 3600.0
+"""Seconds that a dry run's log is followed in one step; builds are held for longer."""
+_SILENT = 900.0
+"""Seconds that a dry run may say nothing: it lists all blobs before it says how many go."""
+_LINE = 4096
+_TOLD_LATE = 30
+"""Looks, a second apart, for the end of a container whose log has ended."""
 
 
 class KubernetesSite:
@@ -100,7 +109,15 @@ class KubernetesSite:
 
     async def dry_run(self, run: str) -> Swept | Finding:
         if self._settings.how == "job":
-            return await self._by_job(f"crabpot-dry-{run}", run, beside=True, resumed=False)
+            again = f"crabpot-dry-{run}-again"
+            if (await self._api.call("GET", f"{self._jobs}/{again}")).ok:
+                return await self._dry_by_job(again, run)
+            done = await self._dry_by_job(f"crabpot-dry-{run}", run)
+            if isinstance(done, Swept) and isinstance(read_dry_run(done.output), str):
+                # Nobody followed it from its start, as after a worker's death: it is done once more.
+                started = await self._launched(again, run, beside=True, resumed=False)
+                return Wait("its log was not read to the end; it is done once more") if isinstance(started, Launched) else started
+            return done
         done = await self._by_exec({}, "--dry-run")
         return Wait(done.why) if isinstance(done, Lost) else done
 
@@ -156,6 +173,27 @@ class KubernetesSite:
         return Swept(done.output)
 
     async def _by_job(self, name: str, run: str, *, beside: bool, resumed: bool) -> Swept | Finding:
+        launched = await self._launched(name, run, beside=beside, resumed=resumed)
+        return await self._end_of(launched) if isinstance(launched, Launched) else launched
+
+    async def _dry_by_job(self, name: str, run: str) -> Swept | Finding:
+        """Its log is followed from its start: to those who come after the end, a kubelet gives the newest part of a long one alone."""
+        launched = await self._launched(name, run, beside=True, resumed=False)
+        said = ""
+        if isinstance(launched, Launched) and launched.pod is not None and not launched.failed:
+            said = await self._follow(launched, launched.pod)
+            launched = await self._launched_by_now(name, run)
+        if isinstance(launched, Lost):  # nothing was swept: it is begun anew
+            return Wait(launched.why)
+        return await self._end_of(launched, said) if isinstance(launched, Launched) else launched
+
+    async def _end_of(self, launched: Launched, said: str = "") -> Swept | Finding:
+        if launched.failed:
+            return await self._failed(launched)
+        return Swept(said) if launched.done else launched.waits(datetime.now(UTC))
+
+    async def _launched(self, name: str, run: str, *, beside: bool, resumed: bool) -> Launched | Finding:
+        """A Job, made where there is none yet."""
         answer = await self._api.call("GET", f"{self._jobs}/{name}")
         if answer.definite and answer.status == 404:
             if resumed:
@@ -171,28 +209,40 @@ class KubernetesSite:
             if not answer.ok and answer.reason != "AlreadyExists":
                 raise failure_of(answer, f"create the Job {name}")
             return Wait(f"the Job {name} starts")
-        job = _body(answer, f"read the Job {name}")
-        pods = await self._pods(f"batch.kubernetes.io/job-name={name}")
-        ended = _ended(job)
-        if "Complete" in ended:
-            return Swept(await self._log(pods))
-        if "Failed" in ended:
-            return No(f"the Job {name} failed: {(await self._log(pods)).strip()[-300:] or 'it has no log'}")
-        waits = next((why for pod in pods if (why := _not_started(pod))), None)
-        late = datetime.now(UTC) - datetime.fromisoformat(job["metadata"]["creationTimestamp"]) > _PENDING
-        if waits and late:
-            return No(f"the pod of the Job {name} does not start: {waits}")
-        return Wait(f"the Job {name} {'does not run yet: ' + waits if waits else 'runs'}")
+        return Launched(_body(answer, f"read the Job {name}"), await self._pods(f"batch.kubernetes.io/job-name={name}"))
 
-    async def _log(self, pods: Sequence[Json]) -> str:
-        for pod in pods:
-            path = f"/api/v1/namespaces/{self._settings.namespace}/pods/{pod['metadata']['name']}/log"
-            try:
-                async with self._api.stream(path, _LOG, silence=60.0, doing="read a sweep's log", pool="logs") as answer:
-                    return (await answer.read()).decode(errors="replace")
-            except NotFound:
-                continue
-        return ""
+    async def _launched_by_now(self, name: str, run: str) -> Launched | Finding:
+        """The same after its log has ended: that it has ended is told a moment later."""
+        for _ in range(_TOLD_LATE):
+            launched = await self._launched(name, run, beside=True, resumed=True)
+            if not isinstance(launched, Launched) or launched.done or launched.failed:
+                break
+            await asyncio.sleep(1)
+        return launched
+
+    async def _failed(self, launched: Launched) -> No:
+        said = ""
+        if launched.pod is not None:
+            path = f"/api/v1/namespaces/{self._settings.namespace}/pods/{launched.pod}/log"
+            with suppress(NotFound):
+                query = {"container": launched.container, "tailLines": 20, "limitBytes": 65536}
+                async with self._api.stream(path, query, silence=60.0, doing="read a sweep's log", pool="logs") as answer:
+                    said = (await answer.read()).decode(errors="replace")
+        return No(f"the Job {launched.name} failed: {said.strip()[-300:] or 'it has no log'}")
+
+    async def _follow(self, launched: Launched, pod: str) -> str:
+        """What of a dry run's log tells of deletions, and its last words; a large registry's has gigabytes of other lines."""
+        path = f"/api/v1/namespaces/{self._settings.namespace}/pods/{pod}/log"
+        query = {"container": launched.container, "follow": "true"}
+        told, last = list[str](), deque[str](maxlen=2)
+        with suppress(NotFound):
+            async with (
+                asyncio.timeout(_FOLLOWED),
+                self._api.stream(path, query, silence=_SILENT, doing="follow a dry run's log", pool="logs") as answer,
+            ):
+                async for line in lines_of(answer.content.iter_any(), _LINE):
+                    (told if b"eligible for deletion" in line else last).append(line.decode(errors="replace"))
+        return "\n".join([*last, *told])
 
     async def _end_jobs(self) -> str | None:
         """End every sweep of this registry, whoever began it; one that has not ended yet."""
@@ -261,17 +311,3 @@ def _ended(job: Json) -> set[str]:
     """How a Job has ended: Complete or Failed; nothing while it goes on."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     return {condition["type"] for condition in conditions if condition["status"] == "True"} & {"Complete", "Failed"}
-
-
-def _not_started(pod: Json) -> str | None:
-    """Why a pod does not run yet."""
-    status = pod.get("status") or {}
-    if status.get("phase") != "Pending":
-        return None
-    for container in status.get("containerStatuses") or ():
-        waiting = container["state"].get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating"):
-            return f"{waiting['reason']}: {waiting.get('message', '')}"[:300]
-    return (
-        next((str(one.get("message") or "") for one in status.get("conditions") or () if one["status"] == "False"), "") or "it is pending"
-    )

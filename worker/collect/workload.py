@@ -21,6 +21,9 @@ CLOSED = "crabpot.dev/closed"
 RESTARTED = "crabpot.dev/restarted"
 SWEEPS = "crabpot.dev/sweeps"
 """The label of a sweep's Job and pods: its registry's workload."""
+_NO_MESH_LABELS = {"sidecar.istio.io/inject": "false"}
+_NO_MESH = {**_NO_MESH_LABELS, "linkerd.io/inject": "disabled"}
+"""A sweep speaks to nobody, and a sidecar would keep its pod from ending."""
 _ONCE = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
 _LONGEST = 12 * 3600
 """Seconds after which the cluster ends a sweep that nobody looks after."""
@@ -107,10 +110,23 @@ class Workload:
             return No(f"statefulset/{name} replaces no pod by itself (updateStrategy OnDelete); use RollingUpdate")
         if kind == "statefulset" and spec.get("replicas", 1) > 1 and spec.get("volumeClaimTemplates"):
             return No(f"each pod of statefulset/{name} has a claim of its own, which are several registries by one name")
+        if self.settings.how == "job" and (made := self._made_at_start()):
+            return No(
+                f"what is in the volume {made} of {self.settings.workload} is made by its init container, which a Job of the sweep's own lacks; "
+                "mount it from a ConfigMap or Secret" + (", or say `how: exec`" if kind == "deployment" else "")
+            )
         if "ReadWriteOncePod" in modes and self.settings.how == "job":
             other = "say `how: exec`" if kind == "deployment" else "give it the access mode ReadWriteOnce, so that a sweep can mount it"
             return No(f"the claim {self.settings.claim} is for one pod alone; {other}")
         return Wait(self.unsettled) if self.unsettled else Well()
+
+    def _made_at_start(self) -> str | None:
+        """An empty volume that an init container fills for the registry's."""
+        spec = self.template["spec"]
+        empty = {volume["name"] for volume in spec.get("volumes") or () if "emptyDir" in volume}
+        filled = {mount["name"] for init in spec.get("initContainers") or () for mount in init.get("volumeMounts") or ()}
+        used = {mount["name"] for mount in (self.container or {}).get("volumeMounts") or ()}
+        return next(iter(sorted(empty & filled & used)), None)
 
     def closing(self, run: str) -> Json:
         """The patch that makes it read-only."""
@@ -168,7 +184,7 @@ class Workload:
                 "activeDeadlineSeconds": _LONGEST,
                 "ttlSecondsAfterFinished": 86400,
                 "template": {
-                    "metadata": {"labels": labels},
+                    "metadata": {"labels": {**labels, **_NO_MESH_LABELS}, "annotations": _NO_MESH},
                     "spec": {
                         **{field: spec[field] for field in pod if spec.get(field)},
                         "volumes": [*(spec.get("volumes") or ()), *self._template_volumes()],
