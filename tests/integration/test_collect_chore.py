@@ -41,6 +41,7 @@ async def here(ledger, settings, registry_place):  # noqa: F811
     place = Place(settings, ledger, cluster, Registries(cluster, settings))
     yield place
     await place.registries.close()
+    await place.long_work.close()
 
 
 async def work(place: Place, name: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from ledger.errors import ClusterUnavailable
 from tests.collect_runs import SAVED, SITE, Around, Killed, drive
-from tests.integration.kept_registry import KeptRegistry, kept_registry
+from tests.integration.kept_registry import KeptRegistry, kept_registry, until
+from tests.integration.registry_server import digest_of
 from worker.collect.local import LocalSite
 from worker.collect.steps import Purpose
 from worker.registry.credentials import Anonymous
@@ -123,6 +124,19 @@ async def test_evidence_that_is_gone_is_no_proof_that_nothing_is_needed(ledger, 
     assert (garbage in place.blobs()) is not swept
     assert await ledger.holds.all() == []
     place.check()
+
+
+async def test_a_broken_tag_is_named_before_the_registry_is_touched(ledger, place, garbage):
+    process, broken = place.process, digest_of(place.kept[1][1]).partition(":")[2]
+    (place.data / f"docker/registry/v2/blobs/sha256/{broken[:2]}/{broken}/data").unlink()
+    place.kill()
+    until(lambda: place.process != process and place.server.serves(), "it serves again")
+    process = place.process
+    end = (await collect(ledger, place))[-1]
+    assert f"crabpot registry untag {place.settings.registry}/team/tool:v1" in end.trouble
+    assert end.trouble.startswith("read: ")
+    assert place.process == process
+    assert not place.settings.marker.exists()
 
 
 async def test_somebody_who_takes_the_marker_away_midway_stops_the_run(ledger, place, garbage):

@@ -73,10 +73,44 @@ async def test_the_catalog_is_read_once_a_reading_and_not_for_proofs():
     model = Model(world(job=True), asked.append)
     states = await run_to_its_end(model)
     assert states[-1].trouble is None
-    readings = {state.step for state in states} & {Step.LOOK, Step.SURVEY, Step.VERIFY}
+    readings = {state.step for state in states} & {Step.LOOK, Step.READ, Step.SURVEY, Step.VERIFY}
     assert asked.count("doors") >= 5
     assert asked.count("catalog") == len(readings)
     assert set(model.asked_at) == {"team/app"}
+
+
+@pytest.mark.parametrize("bit", [0.0, 45.0])
+async def test_a_large_repository_is_read_on_from_where_its_reading_stopped(monkeypatch, bit):
+    """A registry that fails once in 40 questions, and has a repository that takes a thousand."""
+
+    def around(what: str) -> None:
+        if what in ("manifest", "blob") and next(number) % 40 == 39:
+            raise RegistryUnavailable("502")
+        asked.append(what)
+
+    number, asked = count(), list[str]()
+    monkeypatch.setattr("worker.collect.reading._BIT", bit)
+    monkeypatch.setattr("worker.collect.pieces._PIECE", 3)
+    model = Model(world(job=True), around)
+    for tag in range(200):
+        model.world.push("team/large", f"v{tag}", b"base", b"%d" % tag)
+    states = await run_to_its_end(model)
+    assert states[-1].trouble is None
+    assert (states[-1].verified.repositories, states[-1].verified.manifests) == (3, 203)
+    assert asked.count("manifest") < 3 * 203 * 1.5
+    well(model)
+
+
+@pytest.mark.parametrize("purpose", [Purpose.COLLECT, Purpose.PLAN])
+async def test_a_tag_that_cannot_be_read_is_named_before_anything_is_held_or_closed(purpose):
+    touched: list[str] = []
+    model = Model(world(job=True), touched.append)
+    model.world.tags["team/tool"]["broken"] = digest_of(b"never was")
+    end = (await run_to_its_end(model, purpose))[-1]
+    assert "team/tool lists the tag broken, and says that its manifest is not there" in end.trouble
+    assert "crabpot registry untag registry.example.com/team/tool:broken" in end.trouble
+    assert not {"hold before", "close before"} & set(touched)
+    well(model)
 
 
 @pytest.mark.parametrize("purpose", [Purpose.COLLECT, Purpose.MEND])
@@ -241,6 +275,17 @@ async def test_a_sweep_that_has_cost_something_is_told():
     assert not model.world.closed
 
 
+async def test_what_a_sweep_has_cost_is_told_where_the_tag_is_gone_too():
+    def around(what: str) -> None:
+        if what == "restart before":
+            model.world.blobs.pop(digest_of(b"two"), None)
+            model.world.tags["team/app"].pop("v2", None)
+
+    model = Model(world(job=True), around)
+    end = (await run_to_its_end(model))[-1]
+    assert "verify: 0 manifests and 1 blobs of registry.example.com/team/app cannot be read any more" in end.trouble
+
+
 @pytest.mark.parametrize("step", [step for step in Step if step is not Step.DONE])
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("sweeps", [0, 1])
@@ -265,7 +310,7 @@ def test_once_it_may_be_read_only_every_way_leads_over_open(step, closed, sweeps
 
 
 def check(old: Collection, new: Collection) -> None:
-    if new.step is Step.DONE and old.step not in (Step.LOOK, Step.DONE):
+    if new.step is Step.DONE and old.step not in (Step.LOOK, Step.READ, Step.DONE):
         assert old.step is Step.RELEASE
     if new.step is Step.RELEASE and old.step is not Step.RELEASE and old.closed:
         assert old.step is Step.PROVE_OPEN

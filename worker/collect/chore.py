@@ -100,7 +100,7 @@ def _told(old: Collection, new: Collection) -> list[str]:
         "swept": new.swept,
         "sweeps": new.sweeps,
     }
-    if old.step is Step.LOOK and new.step is Step.HOLD:
+    if old.step is Step.LOOK and new.step in (Step.READ, Step.HOLD):
         return [collection_event(CollectionEvent.STARTED, new.registry, new.run, {})]
     if new.step is not Step.DONE or old.step is Step.DONE:
         return []
@@ -117,7 +117,7 @@ async def _opened(place: Place, settings: CollectedHere, claim: Claim) -> AsyncI
     """What the steps work with; what was opened for them is closed."""
     access = settings.access
     project = ProjectSettings(registries={settings.registry: access})
-    reader = place.registries.opened(RegistryReader, f"collect {settings.registry}", project, settings.registry)
+    reader = place.long_work.opened(RegistryReader, f"collect {settings.registry}", project, settings.registry)
     doors = Doors(settings.registry, access, place.registries.credentials(project, access))
     api = Api(place.settings.kubeconfig, place.settings.context, Pace())
     try:

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from worker.retention.inventory import Inventory
-
 _COUNTS = re.compile(r"(\d+) blobs marked, (\d+) blobs and (\d+) manifests eligible for deletion")
 _BLOB = re.compile(r"blob eligible for deletion: (sha256:[0-9a-f]{64})")
 _LINK = re.compile(r"(\S+): layer link eligible for deletion: (sha256:[0-9a-f]{64})")
@@ -30,17 +28,6 @@ class Eligible:
     links: frozenset[tuple[str, str]]
     """Repository (its path) and digest: distribution 3 also takes links to layers away."""
     manifests: int
-
-
-def needed_by(inventory: Inventory) -> dict[str, Needed]:
-    """By repository (its path) what an inventory holds, and what must be there after a sweep. An index's parts that were never there are not."""
-    return {
-        repository.name.removeprefix(f"{inventory.registry}/"): Needed(
-            frozenset(manifest.digest for manifest in repository.manifests),
-            {blob.digest: blob.size for manifest in repository.manifests for blob in manifest.blobs},
-        )
-        for repository in inventory.repositories
-    }
 
 
 def read_dry_run(output: str) -> Eligible | str:
@@ -83,15 +70,6 @@ def merged(*found: Mapping[str, Needed]) -> dict[str, Needed]:
             before = result.get(repository, Needed())
             result[repository] = Needed(before.manifests | needed.manifests, {**before.blobs, **needed.blobs})
     return result
-
-
-def troubles_of(inventory: Inventory) -> str | None:
-    """What could not be read; then nobody knows what its tags need."""
-    wrong = [repository for repository in inventory.repositories if repository.trouble]
-    if not wrong:
-        return None
-    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"the repository {wrong[0].name} cannot be read ({wrong[0].trouble}){more}; mend or delete what is broken, by `crabpot registry`"
 
 
 def _last(lines: str) -> str:

@@ -27,19 +27,19 @@ from ledger.errors import (
 from ledger.evidence import Evidence
 from ledger.holds import Holds
 from worker.collect.doors import Doors
-from worker.collect.judging import Eligible, Needed, judge, merged, read_dry_run
+from worker.collect.judging import Eligible, judge, read_dry_run
+from worker.collect.pieces import gathered
+from worker.collect.reading import Reading
 from worker.collect.site import Site, Standing, Swept
-from worker.collect.steps import HELD, Collection, DryRun, Finding, More, No, Purpose, Step, Verified, Wait, Well, after, before
-from worker.collect.verifying import absent_of, needs_of, read_back, sizes_of, without, written
+from worker.collect.steps import HELD, Collection, DryRun, Finding, No, Purpose, Step, Wait, Well, after, before
+from worker.collect.verifying import sizes_of
 from worker.registry.reader import RegistryReader
 
 log = structlog.get_logger()
 HOLD = timedelta(hours=2)
 """How long a hold outlives the last step that prolonged it."""
-_BIT = 45.0
-"""Seconds after which a survey or a verification writes down how far it has come."""
-_TOGETHER = 4
-"""Repositories between two looks at the time."""
+_SHORT = 30.0
+"""Seconds for a question that need not be answered."""
 _WATCH = 3.0
 """Seconds between two looks at whether the registry still refuses uploads, while it is swept."""
 _QUESTIONS = 5000
@@ -145,28 +145,18 @@ class Work:
     async def _prove(self, state: Collection, _: datetime) -> Finding:
         return await self._closed(state, None)
 
-    async def _survey(self, state: Collection, now: datetime) -> Finding:
-        await self.evidence.begin(self.registry, state.run, self.claim)
-        there = set(await self.evidence.names(self.registry, state.run) or ()) if state.sweeps else set()
-        ahead = [name for name in await self._repositories() if name not in there and name > (state.cursor or "")]
-        end, read = (
-            monotonic() + _BIT,
-            state.verified if state.cursor and state.verified else Verified(repositories=0, manifests=0, blobs=0),
-        )
-        for start in range(0, len(ahead), _TOGETHER):
-            some = ahead[start : start + _TOGETHER]
-            found: dict[str, Needed] = {}
-            for name in some:
-                needed = await needs_of(self.reader, self.registry, name, now)
-                if isinstance(needed, str):
-                    return Wait(needed)
-                # What cannot be read now is not what the sweep has cost.
-                found[name] = without(needed, await absent_of(self.reader, self.registry, name, needed, read=needed))
-                read = _counted(read, found[name])
-            await self.evidence.keep(self.registry, {name: written(needed) for name, needed in found.items()}, self.claim)
-            if monotonic() > end and start + _TOGETHER < len(ahead):
-                return More(some[-1], read)
-        return Well()
+    async def _read(self, state: Collection, _: datetime) -> Finding:
+        return await self._reading.read(state)
+
+    async def _survey(self, state: Collection, _: datetime) -> Finding:
+        return await self._reading.survey(state)
+
+    async def _verify(self, state: Collection, _: datetime) -> Finding:
+        return await self._reading.verify(state)
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self.registry, self.reader, self.evidence, self.claim)
 
     async def _judge(self, state: Collection, _: datetime) -> Finding:
         done = await self.site.dry_run(f"{state.run}-{state.sweeps}")
@@ -178,7 +168,7 @@ class Work:
         kept = await self.evidence.read(self.registry, state.run)
         if kept is None:
             return No("what its tags need was read, and is not known any more; nothing was deleted")
-        needed = {name: read_back(one) for name, one in kept.items()}
+        needed = gathered(kept)
         if why := judge(eligible, needed):
             return No(why)
         dry = await self._weighed(eligible, sorted(needed))
@@ -234,34 +224,6 @@ class Work:
     async def _settle(self, state: Collection, _: datetime) -> Finding:
         return await self.site.settled(state.witness)
 
-    async def _verify(self, state: Collection, now: datetime) -> Finding:
-        kept = await self.evidence.names(self.registry, state.run)
-        if kept is None and state.sweeps:
-            return No("what was there before the sweep is not known any more, so nobody can say whether all of it is")
-        kept = kept or []
-        ahead = [name for name in sorted({*kept, *await self._repositories()}) if name > (state.cursor or "")]
-        end, read = (
-            monotonic() + _BIT,
-            state.verified if state.cursor and state.verified else Verified(repositories=0, manifests=0, blobs=0),
-        )
-        for at, name in enumerate(ahead):
-            fresh = await needs_of(self.reader, self.registry, name, now)
-            if isinstance(fresh, str):
-                return Wait(fresh)
-            before = (
-                {key: read_back(one) for key, one in (await self.evidence.read(self.registry, state.run, name) or {}).items()}
-                if name in kept
-                else {}
-            )
-            needed = merged(before, {name: fresh})[name]
-            absent = await absent_of(self.reader, self.registry, name, needed, read=fresh)
-            if absent.manifests or absent.blobs:
-                return No(absent.say(f"{self.registry}/{name}"))
-            read = _counted(read, needed)
-            if monotonic() > end and at + 1 < len(ahead):
-                return More(name, read)
-        return Well(verified=read)
-
     async def _open(self, _: Collection, __: datetime) -> Finding:
         await self.site.open(self.claim.hold)
         return Well()
@@ -307,16 +269,14 @@ class Work:
         if state.probe is not None:
             return state.probe
         try:
-            return await self._first() or _NOWHERE
-        except CrabpotError:
+            async with asyncio.timeout(_SHORT):
+                return await self._first() or _NOWHERE
+        except (CrabpotError, TimeoutError):
             return _NOWHERE
 
     async def _first(self) -> str | None:
         """A repository, by one short question. ManifestUnknown: it lists none."""
         return await anext(aiter(self.reader.catalog(self.registry, page=1)), None)
-
-    async def _repositories(self) -> list[str]:
-        return sorted([name async for name in self.reader.catalog(self.registry)])
 
     async def _weighed(self, eligible: Eligible, repositories: list[str]) -> DryRun:
         total, unknown = await sizes_of(self.reader, self.registry, repositories, eligible.blobs, _QUESTIONS)
@@ -325,9 +285,3 @@ class Work:
 
 def _holder(state: Collection) -> str:
     return f"its garbage collection {state.run}"
-
-
-def _counted(read: Verified, needed: Needed) -> Verified:
-    return Verified(
-        repositories=read.repositories + 1, manifests=read.manifests + len(needed.manifests), blobs=read.blobs + len(needed.blobs)
-    )

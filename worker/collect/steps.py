@@ -1,6 +1,6 @@
 """The steps of a collection and what follows each of them. Pure, so that every failure at every step can be tried.
 
-    look ▶ hold ▶ drain ▶ close ▶ prove ▶ survey ▶ judge ▶ sweep ▶ prove again ▶ restart ▶ settle ▶ verify ▶ open ▶ prove open ▶ release ▶ done
+    look ▶ read ▶ hold ▶ drain ▶ close ▶ prove ▶ survey ▶ judge ▶ sweep ▶ prove again ▶ restart ▶ settle ▶ verify ▶ open ▶ prove open ▶ release ▶ done
 
 A step is entered in the ledger before its effect begins, and each effect can be repeated. Once the registry may be read-only, every way
 leads over `open` and `prove open`, which never give up. Once a sweep may have begun, every way there leads over `restart`, `settle` (no
@@ -36,6 +36,7 @@ class Step(StrEnum):
     """Where a collection stands."""
 
     LOOK = "look"  # is it one that can be collected, and is it as we know it
+    READ = "read"  # every tag can be read: what cannot be would end the run when the registry is read-only
     HOLD = "hold"  # builds that write to it wait from here on
     DRAIN = "drain"  # those that run end
     CLOSE = "close"  # it is told to be read-only: from here on it may be
@@ -63,6 +64,7 @@ _SWEPT = frozenset({Step.SWEEP, Step.PROVE_AGAIN})
 _NEVER_GIVES_UP = frozenset({Step.RESTART, Step.SETTLE, Step.OPEN, Step.PROVE_OPEN, Step.RELEASE})
 PATIENCE = {
     Step.LOOK: timedelta(minutes=5),
+    Step.READ: timedelta(minutes=10),
     Step.HOLD: timedelta(minutes=5),
     Step.CLOSE: timedelta(minutes=10),
     Step.PROVE: timedelta(minutes=10),
@@ -127,7 +129,7 @@ class Collection(Frozen):
     verified: Verified | None = None
     """Of `survey`: what was read so far; of `verify` and after it: what was read back."""
     cursor: str | None = None
-    """The repository up to which the step has come."""
+    """The piece of a repository up to which the step has come: `REPOSITORY:TAG`."""
 
     @property
     def failed(self) -> bool:
@@ -148,7 +150,7 @@ class Well:
 
 @dataclass(frozen=True, slots=True)
 class More:
-    """Of `survey` and `verify`: so far it is well."""
+    """Of `read`, `survey` and `verify`: so far it is well."""
 
     cursor: str
     verified: Verified
@@ -257,7 +259,7 @@ def _give_up(state: Collection, why: str, now: datetime) -> Collection:
     if step is Step.VERIFY:
         found = f"verify: {why}"
         return _enter(state, Step.OPEN, now, trouble=found if state.trouble in (None, found) else f"{state.trouble}; {found}")
-    if step is Step.LOOK or (state.purpose is Purpose.PLAN and not state.closed):
+    if step in (Step.LOOK, Step.READ) or (state.purpose is Purpose.PLAN and not state.closed):
         return _enter(state, Step.DONE, now, trouble=told)
     if step in _BEFORE_CLOSE:
         # A registry that a run has left read-only is mended even where builds cannot be held.

@@ -5,18 +5,14 @@ Nothing is believed that a registry may say from memory. What was broken before 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from ledger.errors import ManifestUnknown, RegistryConfused
 from ledger.references import ImageReference
 from worker.abreast import each
-from worker.collect.judging import Needed, needed_by, troubles_of
+from worker.collect.judging import Needed
 from worker.registry.reader import RegistryReader
-from worker.retention.memory import LocalMemory
-from worker.retention.survey import survey
 
 _AT_ONCE = 16
 
@@ -31,12 +27,6 @@ class Absent:
     def say(self, repository: str) -> str:
         what = sorted(self.manifests) or sorted(self.blobs)
         return f"{len(self.manifests)} manifests and {len(self.blobs)} blobs of {repository} cannot be read any more, as {what[0]}"
-
-
-async def needs_of(reader: RegistryReader, registry: str, repository: str, now: datetime) -> Needed | str:
-    """What the tags of a repository need now, every manifest read anew; or why nobody can say."""
-    inventory = await survey(reader, registry, [repository], LocalMemory(), now, at_once=_AT_ONCE)
-    return troubles_of(inventory) or needed_by(inventory).get(repository, Needed())
 
 
 async def absent_of(reader: RegistryReader, registry: str, repository: str, needed: Needed, *, read: Needed | None = None) -> Absent:
@@ -84,10 +74,6 @@ async def sizes_of(reader: RegistryReader, registry: str, repositories: list[str
 
 def written(needed: Needed) -> dict[str, Any]:
     return {"manifests": sorted(needed.manifests), "blobs": dict(needed.blobs)}
-
-
-def read_back(stored: Mapping[str, Any]) -> Needed:
-    return Needed(frozenset(stored["manifests"]), stored["blobs"])
 
 
 def without(needed: Needed, absent: Absent) -> Needed:
