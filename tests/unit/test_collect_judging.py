@@ -117,6 +117,25 @@ def test_what_cannot_be_made_read_only_is_refused_with_what_to_do(found: Workloa
     assert isinstance(told, Well) if why is None else isinstance(told, No) and why in told.why
 
 
+@pytest.mark.parametrize(
+    ("variable", "is_refused"),
+    [
+        ({"name": "REGISTRY_STORAGE_S3_BUCKET", "value": "b"}, True),
+        ({"name": "REGISTRY_STORAGE_S3_SECRETKEY", "valueFrom": {}}, True),
+        ({"name": "REGISTRY_STORAGE", "value": "gcs"}, True),
+        ({"name": "REGISTRY_STORAGE", "value": "filesystem"}, False),
+        ({"name": "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", "value": "/d"}, False),
+        ({"name": "REGISTRY_STORAGE_DELETE_ENABLED", "value": "true"}, False),
+    ],
+)
+def test_blobs_that_are_in_no_claim_are_refused(variable: dict[str, Any], is_refused: bool) -> None:
+    found = workload()
+    found.template["spec"]["containers"][0]["env"] = [variable]
+    told = found.look(CLAIM)
+    assert isinstance(told, No) is is_refused
+    assert not is_refused or f"{variable['name']} says that they are stored elsewhere" in str(getattr(told, "why", ""))
+
+
 def test_a_rollout_under_way_is_waited_for() -> None:
     found = workload()
     assert isinstance(Workload(SETTINGS, {**found.body, "metadata": {"name": "registry", "generation": 3}}).look(CLAIM), Wait)

@@ -24,6 +24,8 @@ SWEEPS = "crabpot.dev/sweeps"
 _NO_MESH_LABELS = {"sidecar.istio.io/inject": "false"}
 _NO_MESH = {**_NO_MESH_LABELS, "linkerd.io/inject": "disabled"}
 """A sweep speaks to nobody, and a sidecar would keep its pod from ending."""
+_ELSEWHERE = frozenset({"S3", "S3AWS", "AZURE", "GCS", "OSS", "SWIFT", "INMEMORY"})
+"""Distribution's storage drivers, as variables name them, whose blobs are in no claim."""
 _ONCE = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
 _LONGEST = 12 * 3600
 """Seconds after which the cluster ends a sweep that nobody looks after."""
@@ -88,12 +90,27 @@ class Workload:
             return "its pods are being replaced"
         return None
 
+    @property
+    def elsewhere(self) -> str | None:
+        """The variable of the registry's that names another storage than a file system; what its configuration file says is not seen here."""
+        for variable in (self.container or {}).get("env") or ():
+            name, value = variable["name"], variable.get("value")
+            driver = name.removeprefix("REGISTRY_STORAGE_").partition("_")[0] if name.startswith("REGISTRY_STORAGE_") else ""
+            if driver in _ELSEWHERE or (name == "REGISTRY_STORAGE" and value not in (None, "", "filesystem")):
+                return str(name)
+        return None
+
     def look(self, claim: Json) -> Finding:
         """Whether it can be made read-only and swept: where its storage cannot be told, or is not its own, it cannot."""
         kind, _, name = self.settings.workload.partition("/")
         spec = self.body["spec"]
         if self.container is None:
             return No(f"{self.settings.workload} has several containers; say which is the registry's under `container`")
+        if driver := self.elsewhere:
+            return No(
+                f"its blobs are not in the claim {self.settings.claim}: {driver} says that they are stored elsewhere, where nobody can see who shares"
+                " them; such a registry is not collected"
+            )
         if self.selector is None:
             return No(f"{self.settings.workload} selects its pods by more than labels, so nobody can be sure to have asked all of them")
         if not any(self._claims()):
