@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -109,6 +109,13 @@ def told_of(chore: Chore) -> dict[str, Any]:
         "updated": chore.updated.isoformat(),
         "run": chore.progress.get("state"),
     }
+
+
+def next_of(one: Collected, now: datetime) -> dict[str, Any] | None:
+    """When a registry's schedule comes next, as commands tell of it: JSON, its times with their offsets. None: it has none, or that never comes."""
+    if one.schedule is None or (at := one.schedule.next_after(now)) is None:
+        return None
+    return {"registry": one.registry, "at": at.astimezone(UTC).isoformat(), "there": at.isoformat(), **one.schedule.model_dump(mode="json")}
 
 
 AnyCollected = Annotated[CollectedInKubernetes | CollectedOnThisMachine | CollectsItself, Field(discriminator="kind")]

@@ -39,6 +39,10 @@ class Schedule(Frozen):
     jitter: Duration = "10m"
     """Each registry's turn comes up to this much later, always by the same time: so they do not all begin at once."""
 
+    def next_after(self, now: datetime) -> datetime | None:
+        """The next time that the expression names after a moment, by the clock of its zone, and without the jitter; None: never."""
+        return next(CronSim(self.schedule, now.astimezone(ZoneInfo(self.time_zone))), None)
+
     @property
     def jitter_time(self) -> timedelta:
         return timedelta(seconds=parse_duration(self.jitter))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -155,6 +156,24 @@ async def test_the_command_starts_shows_and_fails_as_the_run_does(here, settings
         await asyncio.sleep(0.05)
     await work(here, f"weigh:{host}")
     assert "there is no garbage" in (await waiting).output
+
+
+async def test_the_status_tells_when_a_schedule_comes_next_and_in_which_zone(here, settings, monkeypatch):
+    entry = {"registry": "q.example.com", "kind": "kubernetes", "namespace": "q", "workload": "deployment/q", "claim": "q"}
+    scheduled = {**entry, "schedule": {"schedule": "0 3 * * 0", "time_zone": "Asia/Tokyo"}}
+    await here.ledger.store_projects(Projects.model_validate({**dict(parse_projects(PROJECTS)), "collect": (scheduled,)}))
+    await here.ledger.chores.start("weigh:q.example.com", "q.example.com")
+    monkeypatch.setenv("CRABPOT_REDIS_URL", settings.redis_url)
+    told = (await asyncio.to_thread(CliRunner().invoke, command, ["status"])).output
+    assert re.search(r"weigh:q.example.com\twaiting\t\t\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ\t", told), told
+    # Sunday at 3 in Tokyo is Saturday at 18 in UTC.
+    assert re.search(
+        r"scheduled\t\t\d{4}-\d\d-\d\d 18:00:00Z\tnext at Sun \d{4}-\d\d-\d\d 03:00 Asia/Tokyo \(0 3 \* \* 0\), up to 10m later", told
+    ), told
+    [following] = json.loads((await asyncio.to_thread(CliRunner().invoke, command, ["status", "--json"])).output)["next"]
+    assert (following["registry"], following["time_zone"]) == ("q.example.com", "Asia/Tokyo")
+    assert following["at"].endswith("T18:00:00+00:00")
+    assert following["there"].endswith("T03:00:00+09:00")
 
 
 def test_every_end_says_what_came_of_it():

@@ -39,6 +39,11 @@ def test_the_last_occurrence_by_the_zones_clock(after, now, expected):
     assert last_occurrence(NIGHTLY, at(after), at(now)) == (expected and at(expected))
 
 
+def test_the_next_occurrence_by_the_zones_clock():
+    assert NIGHTLY.next_after(at("2026-01-10T01:00")).isoformat() == "2026-01-11T02:00:00+01:00"
+    assert NIGHTLY.next_after(at("2026-07-10T01:00")).isoformat() == "2026-07-11T02:00:00+02:00"
+
+
 def test_the_hour_that_summer_time_leaves_out_and_the_one_that_comes_twice():
     found, now = [], at("2026-03-27T12:00")
     taken = now

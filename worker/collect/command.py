@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 import click
 
 from ledger.chores import Chore, ChoreState
-from ledger.collected import CHORES, told_of
+from ledger.collected import CHORES, next_of, told_of
 from ledger.console import JSON, say_json, say_table
 from ledger.settings import Settings
 from ledger.store import Ledger
@@ -44,7 +46,7 @@ def run(registry: str, wait: bool, as_json: bool) -> None:
 @command.command()
 @JSON
 def status(as_json: bool) -> None:
-    """List collections, those under way first."""
+    """List collections, those under way first, and when each schedule comes next. Times are in UTC."""
     asyncio.run(_status(as_json))
 
 
@@ -74,11 +76,21 @@ async def _start(kind: str, registry: str, wait: bool, as_json: bool) -> None:
 async def _status(as_json: bool) -> None:
     async with Ledger.opened(Settings.load()) as ledger:
         chores = await ledger.chores.all(*CHORES.values())
+        site, now = await ledger.site(), await ledger.now()
+    following = [told for one in site.collect if (told := next_of(one, now))]
     if as_json:
-        say_json({"collections": [told_of(chore) for chore in chores]})
+        say_json({"collections": [told_of(chore) for chore in chores], "next": following})
         return
     rows = [(chore.name, chore.state.value, _step(chore), _time(chore.updated), chore.said or "") for chore in chores]
-    say_table(("COLLECTION", "STATE", "STEP", "UPDATED", "WHAT"), rows, {})
+    rows += [
+        (f"{CHORES['run']}:{one['registry']}", "scheduled", "", _time(datetime.fromisoformat(one["at"])), _said(one)) for one in following
+    ]
+    say_table(("COLLECTION", "STATE", "STEP", "AT", "WHAT"), rows, {})
+
+
+def _said(following: Mapping[str, Any]) -> str:
+    there = datetime.fromisoformat(following["there"])
+    return f"next at {there:%a %Y-%m-%d %H:%M} {following['time_zone']} ({following['schedule']}), up to {following['jitter']} later"
 
 
 def _failed(chore: Chore) -> bool:
@@ -90,4 +102,4 @@ def _step(chore: Chore) -> str:
 
 
 def _time(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
