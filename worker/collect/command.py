@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
 
 from ledger.chores import Chore, ChoreState
 from ledger.collected import CHORES, next_of, told_of
-from ledger.console import JSON, say_json, say_table
+from ledger.console import JSON, say_json, say_table, say_time
 from ledger.settings import Settings
 from ledger.store import Ledger
 
@@ -81,9 +81,10 @@ async def _status(as_json: bool) -> None:
     if as_json:
         say_json({"collections": [told_of(chore) for chore in chores], "next": following})
         return
-    rows = [(chore.name, chore.state.value, _step(chore), _time(chore.updated), chore.said or "") for chore in chores]
+    rows = [(chore.name, chore.state.value, _step(chore), say_time(chore.updated), chore.said or "") for chore in chores]
     rows += [
-        (f"{CHORES['run']}:{one['registry']}", "scheduled", "", _time(datetime.fromisoformat(one["at"])), _said(one)) for one in following
+        (f"{CHORES['run']}:{one['registry']}", "scheduled", "", say_time(datetime.fromisoformat(one["at"])), _said(one))
+        for one in following
     ]
     say_table(("COLLECTION", "STATE", "STEP", "AT", "WHAT"), rows, {})
 
@@ -99,7 +100,3 @@ def _failed(chore: Chore) -> bool:
 
 def _step(chore: Chore) -> str:
     return str((chore.progress.get("state") or {}).get("step", ""))
-
-
-def _time(at: datetime) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
