@@ -231,7 +231,10 @@ class KubernetesSite:
         return No(f"the Job {launched.name} failed: {said.strip()[-300:] or 'it has no log'}")
 
     async def _follow(self, launched: Launched, pod: str) -> str:
-        """What of a dry run's log tells of deletions, and its last words; a large registry's has gigabytes of other lines."""
+        """What of a dry run's log tells of deletions, and its last words; a large registry's has gigabytes of other lines.
+
+        Whatever was rotated away before a reader came is missed by the counts, which the registry prints before all that it names.
+        """
         path = f"/api/v1/namespaces/{self._settings.namespace}/pods/{pod}/log"
         query = {"container": launched.container, "follow": "true"}
         told, last = list[str](), deque[str](maxlen=2)

@@ -171,9 +171,8 @@ class RegistryReader:
             return False
 
     async def catalog(self, registry: str, *, page: int | None = None) -> AsyncIterator[str]:
-        """All repositories of a registry, page by page. RegistryUnsupported, ManifestUnknown or RegistryDenied where it does not list them.
-
-        `page`: names that it is asked for at a time. It walks through its storage for them: who wants the first alone says 1, and stops there.
+        """All repositories of a registry, `page` at a time: it walks through its storage for them, so who wants one says 1, and stops there.
+        RegistryUnsupported, ManifestUnknown or RegistryDenied where it does not list them.
         """
         first, scope = f"/v2/_catalog?n={page or _PAGE}", Scope("catalog", ("*",), kind="registry")
         async for body in pages(self._authorizer, self._wire.base(registry), registry, first, scope, f"the repositories of {registry}"):
