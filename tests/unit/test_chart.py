@@ -18,7 +18,7 @@ from ledger.settings import Settings
 from worker.cluster.kubernetes import WATCH_RIGHTS, WORKER_RIGHTS
 from worker.cluster.manifest import MANAGED_BY
 from worker.cluster.workloads import Workload
-from worker.collect.kubernetes import rights_of
+from worker.collect.rights import rights_of
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm/crabpot"

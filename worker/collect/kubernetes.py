@@ -1,6 +1,6 @@
 """A registry in Kubernetes, for its collection: a Deployment or StatefulSet with a claim, swept by a Job on that claim or by exec.
 
-The account needs what `rights_of` says, in the registry's namespace alone.
+The account needs what `rights.rights_of` says, in the registry's namespace alone.
 """
 
 from __future__ import annotations
@@ -23,24 +23,6 @@ from worker.collect.launched import Launched
 from worker.collect.site import Door, Ours, Standing, Swept
 from worker.collect.steps import Finding, Lost, No, Wait, Well
 from worker.collect.workload import CLOSED, SWEEPS, Json, Workload, has_ended, is_ready, mounts
-
-_COMMON = (
-    ("get", "persistentvolumeclaims", ""), ("list", "pods", ""),
-    ("get", "jobs", ""), ("list", "jobs", ""), ("delete", "jobs", ""),
-)  # fmt: skip
-_BY = {
-    "job": (("create", "jobs", ""), ("get", "pods", "log")),
-    "exec": (("get", "pods", "exec"), ("create", "pods", "exec")),
-}
-
-
-def rights_of(settings: CollectedInKubernetes) -> tuple[tuple[str, str, str], ...]:
-    """(verb, resource, subresource) that the account needs in the registry's namespace. Jobs are looked for and ended in any case: the settings
-    may have been others before.
-    """
-    kind = settings.workload.partition("/")[0] + "s"
-    return (("get", kind, ""), ("patch", kind, ""), *_COMMON, *_BY[settings.how])
-
 
 _PAGE = 250
 _EXECUTED = 240.0

@@ -11,9 +11,24 @@ from ledger.settings import Settings
 from worker.cluster.connection import Api
 from worker.cluster.rights import is_allowed, told
 from worker.cluster.watching import Pace
-from worker.collect.kubernetes import rights_of
 
 _GROUPS = {"deployments": "apps", "statefulsets": "apps", "jobs": "batch"}
+_COMMON = (
+    ("get", "persistentvolumeclaims", ""), ("list", "pods", ""),
+    ("get", "jobs", ""), ("list", "jobs", ""), ("delete", "jobs", ""),
+)  # fmt: skip
+_BY = {
+    "job": (("create", "jobs", ""), ("get", "pods", "log")),
+    "exec": (("get", "pods", "exec"), ("create", "pods", "exec")),
+}
+
+
+def rights_of(settings: CollectedInKubernetes) -> tuple[tuple[str, str, str], ...]:
+    """(verb, resource, subresource) that the account needs in the registry's namespace. Jobs are looked for and ended in any case: the settings
+    may have been others before.
+    """
+    kind = settings.workload.partition("/")[0] + "s"
+    return (("get", kind, ""), ("patch", kind, ""), *_COMMON, *_BY[settings.how])
 
 
 async def check_collections(settings: Settings, collected: Iterable[AnyCollected]) -> AsyncIterator[Finding]:
