@@ -40,6 +40,10 @@ lint: venv ## ruff, mypy, import-linter
 test: system venv lint ## lint, then the unit, integration and fault tests
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
+.PHONY: thorough
+thorough: system venv ## the kills of retention, collections and promotions at every effect, and their long random runs
+	$(BIN)/pytest --numprocesses auto --dist loadfile -m thorough
+
 .PHONY: e2e
 e2e: system venv ## the main job on the cluster that KUBECONFIG names
 	CRABPOT_E2E=1 $(BIN)/pytest tests/e2e tests/unit/test_chart.py

@@ -17,6 +17,8 @@ from tests.faults.points import Point, Side
 from tests.faults.promises import side_by_side
 from worker.collect.steps import Step
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Kept]]:

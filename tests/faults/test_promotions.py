@@ -229,6 +229,7 @@ async def points_of(make_plant, forks, registry) -> list[Point]:
         return child.passed
 
 
+@pytest.mark.thorough
 async def test_a_promotion_that_is_killed_and_run_again(make_plant, forks, registry):
     """On both sides of every effect: no tag names what is not whole, all ends well, and each thing is told once."""
 
@@ -251,6 +252,7 @@ async def test_a_promotion_that_is_killed_and_run_again(make_plant, forks, regis
     await side_by_side(effects, kill)
 
 
+@pytest.mark.thorough
 async def test_a_promotion_whose_call_fails(make_plant, forks, registry):
     """The first call of each kind: an effect that is done and unheard, a read. What is due comes again."""
 
@@ -268,6 +270,7 @@ async def test_a_promotion_whose_call_fails(make_plant, forks, registry):
     await side_by_side([point for point in found if point.number == 1 and point.is_effect == (point.side is Side.AFTER)], fail)
 
 
+@pytest.mark.thorough
 async def test_a_promotion_that_is_stopped_and_resumed_when_all_is_over(make_plant, forks, registry):
     """It wakes up after another worker has ended it and a later promotion has moved the tags on: there they stand in the end."""
 

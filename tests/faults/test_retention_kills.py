@@ -17,6 +17,8 @@ from tests.faults.promises import side_by_side
 from tests.faults.retention_scene import CHORES, Scenes, Stage
 from tests.integration.registry_kinds import KINDS
 
+pytestmark = pytest.mark.thorough
+
 MakeScenes = Callable[[str], AbstractAsyncContextManager[Scenes]]
 
 

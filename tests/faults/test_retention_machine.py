@@ -38,6 +38,8 @@ from worker.registry.manifests import ACCEPT, DOCKER_LIST
 from worker.retention.decisions import Action, read_plan
 from worker.retention.protection import QUARANTINE
 
+pytestmark = pytest.mark.thorough
+
 BEGINNING = datetime(2025, 1, 1, tzinfo=UTC)
 TAGS = st.sampled_from(["latest", "v1", "v2", "main-1", "main-2", "x"])
 WHICH = st.integers(0, 1000)
@@ -403,6 +405,6 @@ def test_no_byte_is_lost_that_anything_needs(settings: Settings, tmp_path: Path,
             registry, folder, happened = server, tmp_path, Counter[str]()
 
         Machine.settings, Machine.kind = settings, KINDS_OF_REGISTRY[kind]
-        quick = hypothesis_settings(max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+        quick = hypothesis_settings(max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
         run_state_machine_as_test(Machine, settings=quick)
         assert Machine.happened["tags gone"], Machine.happened
