@@ -69,14 +69,15 @@ def test_an_account_may_do_what_the_code_checks_for_and_no_more(account: str, ne
 
 @pytest.mark.parametrize("how", ["job", "exec"])
 def test_who_collects_a_registry_has_the_rights_for_exactly_that(how: str) -> None:
-    where = {"namespace": "images", "workload": "statefulset/registry", "claim": "data-registry-0", "how": how}
+    workload = {"job": "statefulset/registry", "exec": "deployment/registry"}[how]
+    where = {"namespace": "images", "workload": workload, "claim": "data-registry-0", "how": how}
     given = (f"collect[0].{name}={value}" for name, value in where.items())
     arguments = ("--values", str(RIGHTS_ONLY), *(word for one in given for word in ("--set", one)))
     role = of_kind("Role", *arguments)["images/crab-crabpot-collect-0"]
     settings = CollectedInKubernetes(kind="kubernetes", registry="registry.example.com", **where)  # type: ignore[arg-type]
     assert rights(role) == {(verb, f"{resource}/{sub}" if sub else resource) for verb, resource, sub in rights_of(settings)}
     named = {resource: rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule for resource in rule["resources"]}
-    assert named == {"statefulsets": ["registry"], "persistentvolumeclaims": ["data-registry-0"]}
+    assert named == {f"{workload.partition('/')[0]}s": ["registry"], "persistentvolumeclaims": ["data-registry-0"]}
     binding = of_kind("RoleBinding", *arguments)["images/crab-crabpot-collect-0"]
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "crab-crabpot-worker", "namespace": "crab-system"}]
 
@@ -196,6 +197,7 @@ def test_nothing_may_connect_to_builds_worker_watch_and_beat() -> None:
         ("settings.REDIS_URL=x", "REDIS_URL"),
         ("builds.namespaces[0].name=Not_A_Name", "name"),
         ("serve.service.type=Nodeport", "type"),
+        ("collect[0].namespace=r,collect[0].workload=statefulset/r,collect[0].claim=r,collect[0].how=exec", "collect[0].how"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(setting: str, named: str) -> None:
