@@ -59,6 +59,8 @@ class Registries:
         self._cluster, self._settings = cluster, settings
         self._patience, self._timeouts = patience, timeouts
         self.budgets = budgets or Budgets()
+        self._sound: set[str] = set()
+        """Files that hold a CA."""
         self._clients: dict[tuple[type[RegistryReader], str, str, RegistryAccess, frozenset[tuple[str, str]]], RegistryReader] = {}
 
     def client(self, project: str, settings: ProjectSettings, registry: str) -> RegistryClient:
@@ -72,7 +74,7 @@ class Registries:
     def opened(self, kind: type[_Client], project: str, settings: ProjectSettings, registry: str) -> _Client:
         """A client of any kind."""
         access = settings.registries.get(registry, RegistryAccess())
-        certificates = _certificates(settings, registry)
+        certificates = self._certificates(settings, registry)
         key = (kind, project, registry, access, frozenset(certificates.items()))
         client = self._clients.get(key)
         if client is None:
@@ -90,6 +92,17 @@ class Registries:
                 raise RegistryDenied(f"the registry's certificate cannot be used: {error}") from error
         assert type(client) is kind
         return client
+
+    def _certificates(self, settings: ProjectSettings, registry: str) -> dict[str, str]:
+        """Registry -> its CA's file, of all of a project's: one may lead to another. A file that is no CA is its own registry's trouble only."""
+        named = {host: str(access.certificate) for host, access in settings.registries.items() if access.certificate}
+        return {host: path for host, path in named.items() if host == registry or self._is_sound(path)}
+
+    def _is_sound(self, path: str) -> bool:
+        """Asked for each client that is looked up, so a file that once held a CA is not read again."""
+        if path not in self._sound and can_be_trusted(path):
+            self._sound.add(path)
+        return path in self._sound
 
     def credentials(self, settings: ProjectSettings, access: RegistryAccess) -> Credentials:
         """What the project says of one registry, as it is now, whenever it is asked."""
@@ -125,9 +138,3 @@ class Registries:
         for client in self._clients.values():
             await client.aclose()
         self._clients.clear()
-
-
-def _certificates(settings: ProjectSettings, registry: str) -> dict[str, str]:
-    """Registry -> its CA's file, of all of a project's: one may lead to another. A file that is no CA is its own registry's trouble only."""
-    named = {host: str(access.certificate) for host, access in settings.registries.items() if access.certificate}
-    return {host: path for host, path in named.items() if host == registry or can_be_trusted(path)}

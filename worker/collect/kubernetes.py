@@ -19,7 +19,7 @@ from worker.cluster.answers import Answer, failure_of
 from worker.cluster.connection import PATCH, Api
 from worker.cluster.watching import lines_of
 from worker.collect.judging import read_dry_run
-from worker.collect.launched import Launched
+from worker.collect.launched import Launched, ends_of
 from worker.collect.site import Door, Ours, Standing, Swept
 from worker.collect.steps import Finding, Lost, No, Wait, Well
 from worker.collect.workload import CLOSED, SWEEPS, Json, Workload, has_ended, is_ready, mounts
@@ -238,7 +238,7 @@ class KubernetesSite:
                 raise failure_of(answer, "end a sweep")
         alive = [pod["metadata"]["name"] for pod in await self._pods(self._sweeps) if not has_ended(pod)]
         # One that has ended makes no pod any more.
-        return next(iter(alive), None) or next((job["metadata"]["name"] for job in listed["items"] if not _ended(job)), None)
+        return next(iter(alive), None) or next((job["metadata"]["name"] for job in listed["items"] if not ends_of(job)), None)
 
     async def _workload(self) -> Workload:
         return Workload(self._settings, await self._get(self._path, f"read {self._settings.workload}"))
@@ -290,9 +290,3 @@ def _body(answer: Answer, doing: str) -> Json:
     if not answer.ok or answer.body is None:
         raise failure_of(answer, doing)
     return answer.body
-
-
-def _ended(job: Json) -> set[str]:
-    """How a Job has ended: Complete or Failed; nothing while it goes on."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return {condition["type"] for condition in conditions if condition["status"] == "True"} & {"Complete", "Failed"}

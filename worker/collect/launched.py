@@ -39,11 +39,11 @@ class Launched:
     @property
     def done(self) -> bool:
         """It came to its end, and all was well."""
-        return self._is("Complete") or 0 in self._codes()
+        return "Complete" in ends_of(self.body) or 0 in self._codes()
 
     @property
     def failed(self) -> bool:
-        return self._is("Failed") or any(code != 0 for code in self._codes())
+        return "Failed" in ends_of(self.body) or any(code != 0 for code in self._codes())
 
     def waits(self, now: datetime) -> Wait | No:
         """What is waited for while it has not ended."""
@@ -52,16 +52,18 @@ class Launched:
             return No(f"the pod of the Job {self.name} does not start: {why}")
         return Wait(f"the Job {self.name} {'does not run yet: ' + why if why else 'runs'}")
 
-    def _is(self, end: str) -> bool:
-        conditions = (self.body.get("status") or {}).get("conditions") or ()
-        return any(condition["type"] == end and condition["status"] == "True" for condition in conditions)
-
     def _codes(self) -> list[int]:
         return [state["terminated"]["exitCode"] for pod in self.pods if "terminated" in (state := self._state(pod))]
 
     def _state(self, pod: Json) -> Json:
         statuses = (pod.get("status") or {}).get("containerStatuses") or ()
         return next((one["state"] for one in statuses if one["name"] == self.container), {})
+
+
+def ends_of(job: Json) -> set[str]:
+    """How a Job has ended: Complete or Failed; nothing while it goes on."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return {condition["type"] for condition in conditions if condition["status"] == "True"} & {"Complete", "Failed"}
 
 
 def _not_started(pod: Json) -> str | None:
