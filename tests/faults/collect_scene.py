@@ -24,6 +24,7 @@ from tests.collect_runs import stands_still, to_its_end
 from tests.conftest import PROJECTS
 from tests.faults.forks import Child, Forks, Injection
 from tests.faults.points import Point, points
+from tests.faults.set_back import Scenes, keys_of, put_back
 from tests.integration.kept_registry import KeptRegistry, kept_registry
 from tests.scripted_cluster import ScriptedCluster
 from worker.collect.steps import Step
@@ -83,8 +84,7 @@ class Scene:
         self._kept.garbage = self.registry.fill()
         await self.ledger.chores.start(self.chore, self.host)
         shutil.copytree(self._kept.files, self._kept.copy)
-        keys = await self._all_keys()
-        self._kept.keys = dict(zip(keys, await self.ledger.connection.commands(*(("DUMP", key) for key in keys)), strict=True))
+        self._kept.keys = await keys_of(self.ledger.connection)
 
     async def set_back(self) -> None:
         """Everything as `prepare` left it. No child of an earlier case may live."""
@@ -95,15 +95,8 @@ class Scene:
         self.garbage = {self._kept.garbage}
         with suppress(ProcessLookupError):
             self.registry.kill()  # it forgets what it knew of its files
-        await self.ledger.connection.commands(
-            ("DEL", self.ledger.connection.keys.root, *await self._all_keys()),
-            *(("RESTORE", key, 0, value) for key, value in self._kept.keys.items()),
-        )
+        await put_back(self.ledger.connection, self._kept.keys)
         await stands_still(self.registry.settings)
-
-    async def _all_keys(self) -> list[bytes]:
-        found: list[bytes] = await self.ledger.connection.command("KEYS", f"{self.ledger.connection.keys.root}*")
-        return found
 
     # Who works
 
@@ -178,25 +171,6 @@ class Scene:
         return found
 
 
-class Scenes:
-    """A few of them, taken in turn by cases that are tried side by side."""
-
-    def __init__(self, made: list[Scene]) -> None:
-        self.at_once = len(made)
-        self._free: asyncio.Queue[Scene] = asyncio.Queue()
-        for scene in made:
-            self._free.put_nowait(scene)
-
-    @asynccontextmanager
-    async def take(self) -> AsyncIterator[Scene]:
-        scene = await self._free.get()
-        try:
-            await scene.set_back()
-            yield scene
-        finally:
-            self._free.put_nowait(scene)
-
-
 @contextmanager
 def kept_registries(folder: Path) -> Iterator[list[Kept]]:
     """The registries of a few scenes."""
@@ -213,7 +187,7 @@ def kept_registries(folder: Path) -> Iterator[list[Kept]]:
 
 
 @asynccontextmanager
-async def collect_scenes(settings: Settings, kept: list[Kept]) -> AsyncIterator[Scenes]:
+async def collect_scenes(settings: Settings, kept: list[Kept]) -> AsyncIterator[Scenes[Scene]]:
     """A scene on each registry; made when a test first asks for it."""
     async with AsyncExitStack() as stack:
         made = []

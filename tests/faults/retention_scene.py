@@ -6,7 +6,6 @@ the registry's storage, and the ledger's keys. Cases follow one another on a few
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from ledger.chores import CLAIM, ChoreState
 from ledger.settings import Settings
 from tests.faults.forks import Child, Forks
 from tests.faults.points import Point, points
+from tests.faults.set_back import Scenes, keys_of, put_back
 from tests.integration.registry_server import OCI_INDEX, OCI_MANIFEST, RegistryServer, digest_of
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.chores import go_on
@@ -96,21 +96,13 @@ class Scene:
                 await site.window_ends()
             await site.ledger.chores.start(self.chore, registry.host)
         shutil.copytree(self.kept.files, self.kept.copy)
-        keys = await self._keys()
-        self.kept.keys = dict(zip(keys, await site.ledger.connection.commands(*(("DUMP", key) for key in keys)), strict=True))
+        self.kept.keys = await keys_of(site.ledger.connection)
 
     async def set_back(self) -> None:
         """Everything as `prepare` left it. No child of an earlier case may live."""
         shutil.rmtree(self.kept.files)
         shutil.copytree(self.kept.copy, self.kept.files)
-        await self.site.ledger.connection.commands(
-            ("DEL", self.site.ledger.connection.keys.root, *await self._keys()),
-            *(("RESTORE", key, 0, value) for key, value in self.kept.keys.items()),
-        )
-
-    async def _keys(self) -> list[bytes]:
-        found: list[bytes] = await self.site.ledger.connection.command("KEYS", f"{self.site.ledger.connection.keys.root}*")
-        return found
+        await put_back(self.site.ledger.connection, self.kept.keys)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -215,25 +207,6 @@ class Scene:
             assert digest_of(http.get(f"{self.site.repository}/blobs/{part}").raise_for_status().content) == part
 
 
-class Scenes:
-    """A few of them, taken in turn by cases that are tried side by side."""
-
-    def __init__(self, made: list[Scene]) -> None:
-        self.at_once = len(made)
-        self._free: asyncio.Queue[Scene] = asyncio.Queue()
-        for scene in made:
-            self._free.put_nowait(scene)
-
-    @asynccontextmanager
-    async def take(self) -> AsyncIterator[Scene]:
-        scene = await self._free.get()
-        try:
-            await scene.set_back()
-            yield scene
-        finally:
-            self._free.put_nowait(scene)
-
-
 @dataclass
 class Stage:
     """A registry (a distribution) with the scenes that lie there."""
@@ -245,7 +218,7 @@ class Stage:
     """By the kind of chore."""
 
     @asynccontextmanager
-    async def scenes(self, settings: Settings, kind: str) -> AsyncIterator[Scenes]:
+    async def scenes(self, settings: Settings, kind: str) -> AsyncIterator[Scenes[Scene]]:
         """A few scenes before a chore of this kind; made when a test first asks for them."""
         async with AsyncExitStack() as stack:
             made = [await self._open(stack, settings, kept) for kept in self.kept.get(kind, ())]

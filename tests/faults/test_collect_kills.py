@@ -12,9 +12,10 @@ from itertools import pairwise
 
 import pytest
 
-from tests.faults.collect_scene import Kept, Scene, Scenes, collect_scenes, kept_registries
+from tests.faults.collect_scene import Kept, Scene, collect_scenes, kept_registries
 from tests.faults.points import Point, Side
 from tests.faults.promises import side_by_side
+from tests.faults.set_back import Scenes
 from worker.collect.steps import Step
 
 pytestmark = pytest.mark.thorough

@@ -14,7 +14,8 @@ import pytest
 
 from tests.faults.points import Point, Side
 from tests.faults.promises import side_by_side
-from tests.faults.retention_scene import CHORES, Scenes, Stage
+from tests.faults.retention_scene import CHORES, Stage
+from tests.faults.set_back import Scenes
 from tests.integration.registry_kinds import KINDS
 
 pytestmark = pytest.mark.thorough
