@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import RedisServer
+from ledger.projects import parse_projects
+from ledger.settings import Settings
+from ledger.store import Ledger
+from tests.conftest import PROJECTS, RedisServer
 from tests.e2e.harness import Crabpot, crabpot_on, open_project
 from tests.e2e.harness_cluster import Cluster
 from tests.e2e.harness_forge import Forge, Repository
@@ -35,6 +38,20 @@ def redis(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     server.start()
     yield server.url
     server.stop()
+
+
+@pytest.fixture
+def settings(redis: str) -> Settings:
+    """Of a ledger beside those that the processes share."""
+    return Settings(redis_url=redis, prefix="collect")
+
+
+@pytest.fixture
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    ledger = Ledger.open(settings)
+    await ledger.store_projects(parse_projects(PROJECTS))
+    yield ledger
+    await ledger.close()
 
 
 @pytest.fixture(scope="session")

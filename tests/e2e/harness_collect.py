@@ -247,7 +247,7 @@ def deployed_registry(
             assert service
             node = cluster.registry.rpartition(":")[0]
             host = known_as(node, service["spec"]["ports"][0]["nodePort"])
-            server = RegistryServer(host, None, (USER, PASSWORD), tls.authority if tls else None)  # type: ignore[arg-type]
+            server = RegistryServer(host, auth=(USER, PASSWORD), authority=tls.authority if tls else None)
             found = DeployedRegistry(cluster, namespace, server, data, folder / "config.json", kind, tls.authority if tls else None)
             login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
             found.docker_config.write_text(json.dumps({"auths": {host: {"auth": login}}}))

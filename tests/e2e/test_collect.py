@@ -7,16 +7,12 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ledger.errors import ClusterUnavailable
-from ledger.projects import parse_projects
-from ledger.settings import Settings
-from ledger.store import Ledger
-from tests.conftest import PROJECTS
 from tests.e2e.harness_cluster import Cluster, missing
 from tests.e2e.harness_collect import DeployedRegistry, deployed_registry, render
 from tests.e2e.harness_collect_runs import Content, collect, no_sweep_is_left, running
@@ -48,19 +44,6 @@ def stateful(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     with forking(tmp_path_factory.mktemp("forks") / "log") as forks:
         yield forks
-
-
-@pytest.fixture
-def settings(redis: str) -> Settings:
-    return Settings(redis_url=redis, prefix="collect")
-
-
-@pytest.fixture
-async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
-    ledger = Ledger.open(settings)
-    await ledger.store_projects(parse_projects(PROJECTS))
-    yield ledger
-    await ledger.close()
 
 
 def test_every_object_is_valid_to_the_cluster_s_own_schemas(cluster: Cluster, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from tests.e2e.harness_cluster import Cluster
 from tests.e2e.harness_collect import DeployedRegistry, Tls, deployed_registry
 from tests.e2e.harness_collect_runs import Content, collect, no_sweep_is_left
 from tests.e2e.harness_servers import relay
-from tests.e2e.test_collect import ledger, settings  # noqa: F401 - fixtures
 from worker.collect.steps import Collection, Step
 
 pytestmark = pytest.mark.timeout(300)
@@ -66,7 +65,7 @@ def stopped(process: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["job", "exec"])
-async def test_every_pod_is_proved_read_only_and_read_write(ledger, replicated, tmp_path, how):  # noqa: F811
+async def test_every_pod_is_proved_read_only_and_read_write(ledger, replicated, tmp_path, how):
     content = Content(replicated, f"two-{how}")
     states = await collect(ledger, replicated, replicated.account(tmp_path, how), how, run=f"two-{how}")
     end = states[-1]
@@ -77,7 +76,7 @@ async def test_every_pod_is_proved_read_only_and_read_write(ledger, replicated, 
     no_sweep_is_left(replicated)
 
 
-async def test_a_pod_that_does_not_answer_is_waited_for_and_nothing_is_begun(ledger, replicated, tmp_path):  # noqa: F811
+async def test_a_pod_that_does_not_answer_is_waited_for_and_nothing_is_begun(ledger, replicated, tmp_path):
     content = Content(replicated, "silent")
     account = replicated.account(tmp_path, "job")
     first = processes(replicated)
@@ -101,7 +100,7 @@ async def test_a_pod_that_does_not_answer_is_waited_for_and_nothing_is_begun(led
     content.check()
 
 
-async def test_pods_that_serve_tls_are_asked_by_the_registrys_name(ledger, secured, tmp_path):  # noqa: F811
+async def test_pods_that_serve_tls_are_asked_by_the_registrys_name(ledger, secured, tmp_path):
     """The certificate is held against the name that the registry has in the settings, at each pod's address."""
     content = Content(secured, "secured")
     end = (await collect(ledger, secured, secured.account(tmp_path, "job"), "job", run="secured"))[-1]
@@ -110,7 +109,7 @@ async def test_pods_that_serve_tls_are_asked_by_the_registrys_name(ledger, secur
     content.check()
 
 
-async def test_a_certificate_of_nobody_we_know_is_refused_before_anything_is_changed(ledger, secured, tmp_path):  # noqa: F811
+async def test_a_certificate_of_nobody_we_know_is_refused_before_anything_is_changed(ledger, secured, tmp_path):
     other = Tls.make(tmp_path / "other", NAME)
     generation = secured.workload()["metadata"]["generation"]
     states: list[Collection] = []

@@ -85,7 +85,7 @@ def shop(cluster: Cluster) -> Iterator[Shop]:
     namespace = f"e2e-running-{secrets.token_hex(3)}"
     with cluster.namespaces(namespace):
         cluster.kubectl("create", "namespace", namespace)
-        yield Shop(cluster, namespace, RegistryServer(cluster.registry, None))  # type: ignore[arg-type]
+        yield Shop(cluster, namespace, RegistryServer(cluster.registry))
 
 
 @pytest.fixture(scope="module")

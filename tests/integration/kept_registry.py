@@ -104,7 +104,7 @@ def kept_registry(folder: Path, *, program: str = "docker-registry") -> Iterator
     with (folder / "log").open("wb") as log:
         keeper = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        found = KeptRegistry(settings, RegistryServer(host, keeper), folder / "data")  # type: ignore[arg-type]
+        found = KeptRegistry(settings, RegistryServer(host), folder / "data")
         until(found.server.serves, "the registry serves")
         yield found
     finally:

@@ -71,7 +71,8 @@ class RegistryServer:
 
     host: str
     """`127.0.0.1:port`, as it stands in an image reference."""
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | None = None
+    """None: somebody else runs it."""
     auth: tuple[str, str] | None = None
     authority: Path | None = None
     """Of its certificate, where it serves TLS and tests speak to it."""

@@ -217,7 +217,7 @@ async def test_a_registry_that_refuses_to_be_pinged_is_not_away(settings, refusa
 
     async with (
         scripted(behave) as server,
-        retention_site(settings, RegistryServer(server.host, None), "open/app") as site,  # type: ignore[arg-type]
+        retention_site(settings, RegistryServer(server.host), "open/app") as site,
     ):
         await site.settle()
         said = await adopt(site, server.host)

@@ -268,7 +268,7 @@ async def test_zot_without_its_search_extension_tells_none() -> None:
 
 async def planned(settings: Settings, server: Harbor, policy: dict[str, Any]) -> Plan:
     """A plan of the repository behind a Harbor."""
-    face = RegistryServer(server.host, server._behind.process)  # type: ignore[union-attr]
+    face = RegistryServer(server.host)
     async with retention_site(settings, face, "team/app") as site:
         await site.settle(policy)
         sha = await site.plan()

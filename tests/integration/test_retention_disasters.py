@@ -79,7 +79,7 @@ async def test_hub_tool_214_a_registry_that_has_enough_of_deletions_is_waited_fo
             return Reply(answer.status_code, told, answer.content)
 
         async with scripted(behave) as busy:
-            around = RegistryServer(busy.host, registry.process)
+            around = RegistryServer(busy.host)
             async with retention_site(settings, around, "busy/app") as site:
                 await site.settle()
                 for number in range(6):
