@@ -90,6 +90,13 @@ async def log_of(cluster: Cluster, name: PodName) -> str:
         return "".join([line.text + "\n" async for line in cluster.logs(name)])
 
 
+async def printed(cluster: Cluster, name: PodName) -> None:
+    """Returns once the program has written a line: a pod is RUNNING a moment before that, and may be deleted before it executes anything."""
+    await seen(cluster, name, is_running)
+    async with asyncio.timeout(PATIENCE), closing(cluster.logs(name)) as lines:
+        await anext(lines)
+
+
 def find(snapshot: Snapshot, name: PodName) -> Pod | None:
     return next((pod for pod in snapshot.pods if pod.name == name), None)
 
@@ -228,7 +235,7 @@ class ClusterContract:
 
     async def test_a_running_pod_is_ended_by_its_deletion(self, cluster: Cluster, run: Any) -> None:
         pod = await run("sleep")
-        await seen(cluster, pod.name, is_running)
+        await printed(cluster, pod.name)
         before = await cluster.pods()
         await cluster.delete(pod.name, pod.uid, GRACE)
         end = (await until(cluster, pod.name, is_ended, before.version))[-1]

@@ -22,7 +22,9 @@ import pytest
 from ledger.errors import LaunchRefused, WatchExpired
 from tests.contract import GRACE, PATIENCE, ClusterContract, Kind, closing, ended, find, is_ended, is_gone, is_running, log_of, seen, until
 from worker.cluster import FolderMount, Launch, Phase, PodName, SecretMount, SecretVariable
+from worker.cluster.folder import LaunchFolder
 from worker.cluster.local import LocalCluster
+from worker.cluster.runner import Runner
 from worker.cluster.sessions import members
 
 EXECUTOR = """\
@@ -258,6 +260,34 @@ async def test_a_launch_that_never_started_ends_by_its_deletion(cluster: LocalCl
     end = await ended(cluster, pod.name)
     assert (end.exit_code, end.reason, end.started) == (None, "Deleted", None)
     assert (await cluster.launch(launch)).phase is Phase.ENDED, "and is not started by a late launch"
+
+
+async def test_a_launch_that_is_deleted_between_its_claim_and_its_start_executes_nothing(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[int | None] = []
+
+    async def claimed(name: str) -> None:
+        with LaunchFolder.open(tmp_path / "state" / "pods" / name) as folder:
+            claims.append(folder.claim())
+
+    launch = make("succeed")
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_start", claimed)
+        running = await cluster.launch(launch)
+    assert running.phase is Phase.RUNNING
+    told, tell = os.pipe()
+    try:
+        with LaunchFolder.open(tmp_path / "state" / "pods" / launch.pod) as folder:
+            folder.ask_end(GRACE)
+            folder.end(Runner(folder, told).run())
+        end = await ended(cluster, launch.pod)
+        assert (end.exit_code, end.reason, end.message) == (None, "Deleted", None)
+        assert await log_of(cluster, launch.pod) == ""
+    finally:
+        for descriptor in (told, tell, *claims):
+            assert descriptor is not None
+            os.close(descriptor)
 
 
 async def test_a_process_that_ignores_its_end_is_killed_after_the_grace(cluster: LocalCluster) -> None:
