@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from producer.cli.init import init
@@ -15,6 +16,8 @@ PROGRAM = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println("built by c
 
 
 def test_the_go_template_builds_a_static_program_that_runs_as_nobody(crabpot: Crabpot, tmp_path: Path) -> None:
+    if not crabpot.cluster.real:
+        pytest.skip("the stand-in does not keep what RUN changes, so it compiles nothing; real Kaniko only")
     source = tmp_path / "source"
     source.mkdir()
     (source / "go.mod").write_text("module example.com/app\n\ngo 1.21\n")
