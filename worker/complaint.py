@@ -19,6 +19,8 @@ _STAGES = {
     "error building image: ": "build",
     "error pushing image: ": "push",
     "error checking push permissions: ": "push",
+    # Until 1.24.0, which is archived and still pinned by many.
+    "error checking push permissions -- make sure you entered the correct tag name, and that you are authenticated correctly, and try again: ": "push",
     "error resolving relative paths to absolute paths: ": "setup",
     "error changing to root dir: ": "setup",
 }

@@ -82,6 +82,11 @@ def test_the_clusters_word_goes_before_kanikos() -> None:
 
 PUSH = "error pushing image: failed to push to destination r.example.com/a:1: "
 CHECK = 'error checking push permissions: checking push permission for "r.example.com/a:1": '
+# The archived Kaniko (1.24.0 and before), which many still pin, says the same with more words.
+CHECK_ARCHIVED = (
+    "error checking push permissions -- make sure you entered the correct tag name, and that you are authenticated correctly, and try again: "
+    'checking push permission for "r.example.com/a:1": '
+)
 BUILD = "error building image: "
 PULL = f"{BUILD}unable to complete operation after 2 attempts, last error: GET https://r.example.com/v2/base/manifests/1: "
 STAGE = f"{BUILD}error building stage: "
@@ -105,6 +110,7 @@ STAGE = f"{BUILD}error building stage: "
         (f'{CHECK}creating push check transport for 10.200.0.2:1 failed: Get "https://10.200.0.2:1/v2/": dial tcp 10.200.0.2:1: connect: connection refused', Reason.REGISTRY_UNAVAILABLE),
         (f'{CHECK}creating push check transport for r failed: Get "https://r/v2/": tls: failed to verify certificate: x509: certificate signed by unknown authority', Reason.CONFIG_ERROR),
         (f'{CHECK}creating push check transport for r failed: Get "https://r/v2/": http: server gave HTTP response to HTTPS client', Reason.CONFIG_ERROR),
+        (f"{CHECK_ARCHIVED}POST http://r.example.com/v2/a/blobs/uploads/: UNAUTHORIZED: authentication required; [map[]]", Reason.REGISTRY_DENIED),
         (f"{PULL}MANIFEST_UNKNOWN: manifest unknown; unknown tag=1", Reason.BASE_IMAGE_MISSING),
         (f"{PULL}unexpected status code 404 Not Found", Reason.BASE_IMAGE_MISSING),
         (f"{BUILD}no child with platform linux/arm64 in index r.example.com/base:1", Reason.BASE_IMAGE_MISSING),
