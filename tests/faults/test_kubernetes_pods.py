@@ -170,14 +170,14 @@ async def test_a_silent_node_holds_up_its_own_logs_only(tmp_path: Path, patience
     async with serve(tmp_path, pace=replace(FAST, answer=patience, log_silence=30.0)) as (server, cluster):
         server.on("list", pods_json(1, *bodies))
         await cluster.pods()
-        asked = asyncio.Event()
+        asked, speaks = asyncio.Event(), stream(line(1, "a"), end="hang")
 
-        async def note(request: web.Request) -> web.StreamResponse:
+        async def reply(request: web.Request) -> web.StreamResponse:
             if server.count("log") == len(names):
                 asked.set()
-            return await silence(request)
+            return await (speaks if f"/{names[-1]}/" in request.path else silence)(request)
 
-        server.on("log", *[note] * 4, stream(line(1, "a"), end="hang"), note)
+        server.on("log", reply)
         async with asyncio.TaskGroup() as group:
             hanging = [group.create_task(anext(cluster.logs(name))) for name in names[:-1]]  # type: ignore[arg-type]
             while server.count("log") < 4:

@@ -9,6 +9,7 @@ from time import monotonic
 
 import pytest
 
+import worker.launch
 from ledger.build import Reason, State
 from ledger.errors import ClusterUnavailable, LaunchRefused, LedgerUnavailable, NoRoom
 from producer.cancel import cancel_build
@@ -51,14 +52,14 @@ async def test_a_refused_repeat_gives_nothing_up(site, registry, refusal):
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=["quota", "webhook"])
-async def test_a_late_refusal_of_the_first_start_gives_nothing_up(site, registry, refusal):
+async def test_a_late_refusal_of_the_first_start_gives_nothing_up(site, registry, refusal, monkeypatch):
     """By then somebody else may have created the pod."""
     build = await admitted(site, registry)
-    launch, until = site.cluster.launch, monotonic() + 0.05
+    launch, until = site.cluster.launch, monotonic() + 60
 
     async def slow(each, wanted):
         await launch(each, wanted)  # somebody else's
-        await asyncio.sleep(0.1)
+        monkeypatch.setattr(worker.launch, "monotonic", lambda: until + 1)
         raise refusal
 
     site.cluster.launch = slow

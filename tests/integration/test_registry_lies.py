@@ -52,7 +52,7 @@ async def lying(behave: Behaviour) -> AsyncIterator[tuple[ScriptedServer, Regist
 
     async with scripted(guarded) as server:
         credentials = DockerConfig(auths={server.host: {"username": USER, "password": PASSWORD}})
-        client = RegistryClient(credentials, insecure=frozenset({server.host}), timeouts=Timeouts(connect=5, read=0.5, total=1))
+        client = RegistryClient(credentials, insecure=frozenset({server.host}))
         try:
             yield server, client, ImageReference(server.host, "team/app", "1")
         finally:
