@@ -8,12 +8,17 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis as redis_client
 
 from ledger.projects import Projects, parse_projects
 from ledger.settings import Settings
 from ledger.store import Ledger
+
+# An example may take any time on a slow machine; all else as it is there (CI draws the same ones each time).
+hypothesis.settings.register_profile("crabpot", parent=hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("crabpot")
 
 PROJECTS = """
 version: 1

@@ -114,6 +114,26 @@ def object_storage(address: str, objects: dict[str, bytes]) -> Iterator[str]:
         yield f"{address}:{port}"
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Where the RUN of a Dockerfile waits until it is opened: what a test does before falls into the build, however slow the machine is."""
+
+    wait: str
+    """The shell's command for it."""
+    _objects: dict[str, bytes]
+
+    def open(self) -> None:
+        self._objects["/open"] = b"open"
+
+
+@contextmanager
+def gate(address: str) -> Iterator[Gate]:
+    """A gate at this machine's address, as pods reach it."""
+    objects: dict[str, bytes] = {}
+    with object_storage(address, objects) as host:
+        yield Gate(f"until wget -q -O /dev/null http://{host}/open; do sleep 0.2; done", objects)
+
+
 @contextmanager
 def _served(server: ThreadingHTTPServer) -> Iterator[int]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -16,6 +16,10 @@ from tests.e2e.harness import Crabpot, crabpot_on, open_project
 from tests.e2e.harness_cluster import Cluster, until
 from tests.e2e.harness_forge import Forge, Repository
 from tests.e2e.harness_registry import LockedRegistry
+from tests.e2e.harness_servers import gate
+
+pytestmark = pytest.mark.timeout(300)
+"""Ten builds end before the first test is done."""
 
 
 @dataclass(frozen=True)
@@ -219,13 +223,18 @@ def test_a_cancel_while_it_runs(crabpot: Crabpot) -> None:
 
 
 def test_a_pod_that_somebody_else_deletes_is_no_success_and_is_tried_again(crabpot: Crabpot) -> None:
-    dockerfile = f"FROM {crabpot.cluster.registry}/base/busybox:1\nRUN echo begun && sleep 3\n"
-    build = crabpot.submit(crabpot.request("deleted", source=crabpot.config_map("deleted", {"Dockerfile": dockerfile})))
-    crabpot.until_state(build, State.RUNNING)
-    pod = crabpot.pod(build)
-    assert pod
-    crabpot.cluster.kubectl("--namespace", crabpot.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false", "--grace-period=1")
-    record = crabpot.succeed(build)
+    with gate(crabpot.cluster.host) as opens:
+        dockerfile = f"FROM {crabpot.cluster.registry}/base/busybox:1\nRUN {opens.wait}\n"
+        build = crabpot.submit(crabpot.request("deleted", source=crabpot.config_map("deleted", {"Dockerfile": dockerfile})))
+        crabpot.until_state(build, State.RUNNING)
+        pod = crabpot.pod(build)
+        assert pod
+        crabpot.cluster.kubectl(
+            "--namespace", crabpot.namespace, "delete", "pod", pod["metadata"]["name"], "--wait=false", "--grace-period=1"
+        )
+        until(lambda: crabpot.read(build).attempts[0].runs[0].reason, "its end is recorded")
+        opens.open()
+        record = crabpot.succeed(build)
     assert [attempt.runs[0].reason for attempt in record.attempts] == [Reason.POD_LOST, None], crabpot.tell(build)
     names = [attempt.runs[0].pod for attempt in record.attempts]
     assert names[0] != names[1]

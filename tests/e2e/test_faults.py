@@ -11,6 +11,7 @@ import pytest
 from ledger.build import State
 from tests.e2e.harness import Crabpot, crabpot_on, open_project
 from tests.e2e.harness_cluster import Cluster, until
+from tests.e2e.harness_servers import gate
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def mortal(cluster: Cluster, redis: str, tmp_path_factory: pytest.TempPathFactor
         yield crabpot
 
 
-def submit(crabpot: Crabpot, name: str, count: int, seconds: int) -> list[str]:
-    """Builds that each take some seconds in a RUN."""
-    text = f"FROM {crabpot.cluster.registry}/base/busybox:1\nRUN echo begun && sleep {seconds} && echo done\n"
+def submit(crabpot: Crabpot, name: str, count: int, runs: str) -> list[str]:
+    """Builds with a RUN of this command."""
+    text = f"FROM {crabpot.cluster.registry}/base/busybox:1\nRUN {runs}\n"
     source = crabpot.config_map(name, {"Dockerfile": text})
     return [crabpot.submit(crabpot.request(f"{name}-{number}", source=source)) for number in range(count)]
 
@@ -43,19 +44,32 @@ def ended_once(crabpot: Crabpot, builds: list[str]) -> None:
     until(lambda: not json.loads(crabpot.cluster.kubectl(*here, "get", "pods", "--output", "json"))["items"], "every pod is gone")
 
 
+def all_end(crabpot: Crabpot, count: int) -> None:
+    """Wait until the container of each of so many pods has ended."""
+
+    def look() -> bool:
+        pods = json.loads(crabpot.cluster.kubectl("--namespace", crabpot.namespace, "get", "pods", "--output", "json"))["items"]
+        ended = [pod for pod in pods if "terminated" in pod["status"].get("containerStatuses", [{}])[0].get("state", {})]
+        return len(ended) == count
+
+    until(look, "every container has ended", 60)
+
+
 def test_worker_and_watcher_killed_while_builds_run(mortal: Crabpot) -> None:
     """Three run and two wait; both processes die at once, and others take their place."""
-    builds = submit(mortal, "both", 5, 3)
-    mortal.until_state(builds[0], State.RUNNING)
-    mortal.kill("worker")
-    mortal.kill("watch")
-    mortal.start("worker", "watch")
-    ended_once(mortal, builds)
+    with gate(mortal.cluster.host) as opens:
+        builds = submit(mortal, "both", 5, opens.wait)
+        mortal.until_state(builds[0], State.RUNNING)
+        mortal.kill("worker")
+        mortal.kill("watch")
+        mortal.start("worker", "watch")
+        opens.open()
+        ended_once(mortal, builds)
 
 
 def test_a_worker_killed_while_it_starts_builds(mortal: Crabpot) -> None:
     """The kill falls between admission and running, wherever that happens to be."""
-    builds = submit(mortal, "starting", 3, 1)
+    builds = submit(mortal, "starting", 3, "sleep 1")
     mortal.until_state(builds[-1], State.STARTING, State.RUNNING)
     mortal.kill("worker")
     mortal.start("worker")
@@ -64,18 +78,13 @@ def test_a_worker_killed_while_it_starts_builds(mortal: Crabpot) -> None:
 
 def test_a_watcher_killed_while_builds_run_and_end(mortal: Crabpot) -> None:
     """The ends fall into the time in which nobody leads; they are recorded by the next."""
-    builds = submit(mortal, "ends", 3, 1)
-    for build in builds:
-        mortal.until_state(build, State.STARTING, State.RUNNING)
-    mortal.kill("watch")
-    here = ("--namespace", mortal.namespace)
-
-    def all_ended() -> bool:
-        pods = json.loads(mortal.cluster.kubectl(*here, "get", "pods", "--output", "json"))["items"]
-        ended = [pod for pod in pods if "terminated" in pod["status"].get("containerStatuses", [{}])[0].get("state", {})]
-        return len(ended) == len(builds)
-
-    until(all_ended, "every container has ended", 60)
+    with gate(mortal.cluster.host) as opens:
+        builds = submit(mortal, "ends", 3, opens.wait)
+        for build in builds:
+            mortal.until_state(build, State.STARTING, State.RUNNING)
+        mortal.kill("watch")
+        opens.open()
+        all_end(mortal, len(builds))
     assert not [build for build in builds if mortal.read(build).state.final], "nobody watched"
     mortal.start("watch")
     ended_once(mortal, builds)
@@ -83,11 +92,14 @@ def test_a_watcher_killed_while_builds_run_and_end(mortal: Crabpot) -> None:
 
 def test_a_pod_deleted_while_nobody_watches_is_held_until_its_end_is_recorded(mortal: Crabpot) -> None:
     """Somebody empties the namespace in that time: our finalizer keeps what happened, and no success comes of an absence."""
-    (build,) = submit(mortal, "held", 1, 8)
-    mortal.until_state(build, State.RUNNING)
-    mortal.kill("watch")
-    mortal.cluster.kubectl("--namespace", mortal.namespace, "delete", "pods", "--all", "--wait=false", "--grace-period=1")
-    mortal.start("watch")
-    record = mortal.until_state(build, State.SUCCEEDED, seconds=100)
+    with gate(mortal.cluster.host) as opens:
+        (build,) = submit(mortal, "held", 1, opens.wait)
+        mortal.until_state(build, State.RUNNING)
+        mortal.kill("watch")
+        mortal.cluster.kubectl("--namespace", mortal.namespace, "delete", "pods", "--all", "--wait=false", "--grace-period=1")
+        mortal.start("watch")
+        until(lambda: mortal.read(build).attempts[0].runs[0].reason, "the deletion is recorded", 60)
+        opens.open()
+        record = mortal.until_state(build, State.SUCCEEDED, seconds=100)
     assert [str(attempt.runs[0].reason) for attempt in record.attempts] == ["pod_lost", "None"], mortal.tell(build)
     assert mortal.event_names(build).count("build.finished") == 1

@@ -405,7 +405,7 @@ projects:
 @pytest.mark.timeout(300)
 def test_whatever_happens_the_promises_hold(redis_url, registry):
     machine = type("OnThisRedis", (Machine,), {"url": redis_url, "registry": registry})
-    quick = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    quick = settings(max_examples=30, stateful_step_count=40, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=quick)
 
 

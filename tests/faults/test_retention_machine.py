@@ -405,6 +405,6 @@ def test_no_byte_is_lost_that_anything_needs(settings: Settings, tmp_path: Path,
             registry, folder, happened = server, tmp_path, Counter[str]()
 
         Machine.settings, Machine.kind = settings, KINDS_OF_REGISTRY[kind]
-        quick = hypothesis_settings(max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+        quick = hypothesis_settings(max_examples=12, stateful_step_count=30, suppress_health_check=list(HealthCheck))
         run_state_machine_as_test(Machine, settings=quick)
         assert Machine.happened["tags gone"], Machine.happened

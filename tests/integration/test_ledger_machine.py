@@ -244,5 +244,5 @@ class LedgerMachine(RuleBasedStateMachine):
 @pytest.mark.timeout(240)
 def test_whatever_happens_the_ledger_agrees_with_itself(redis_url, projects):
     machine = type("Machine", (LedgerMachine,), {"url": redis_url, "projects": projects})
-    quick = settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    quick = settings(max_examples=30, stateful_step_count=40, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=quick)

@@ -74,6 +74,7 @@ def test_a_repeat_gives_the_first_build_and_a_mapping_is_as_good_as_a_request(re
     assert (again.id, again.state, again.request) == (first.id, State.QUEUED, first.request)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 and newer; pytest-xdist has a thread of its own
 def test_a_forked_child_has_a_connection_of_its_own(redis):
     before = submit_build(make_request())
     child = os.fork()

@@ -158,7 +158,7 @@ CALLS = st.integers(0, 170)
 FAULTS = st.dictionaries(CALLS, st.sampled_from(["kill", "fail"]), max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(job=st.booleans(), faults=FAULTS, pushes=st.sets(CALLS, max_size=6))
 async def test_whatever_fails_or_is_killed_it_ends_read_write_and_nothing_pushed_is_lost(job, faults, pushes):
     number = count()
@@ -181,7 +181,7 @@ async def test_whatever_fails_or_is_killed_it_ends_read_write_and_nothing_pushed
         assert states[-1].verified is not None, "a sweep is verified before the registry is opened"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(job=st.booleans(), reverted=CALLS, faults=st.dictionaries(CALLS, st.sampled_from(["kill", "fail"]), max_size=3))
 async def test_somebody_who_makes_it_read_write_midway_is_noticed(job, reverted, faults):
     number = count()

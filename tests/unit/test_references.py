@@ -181,7 +181,7 @@ ref_texts = st.text(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ref_texts)
 @example("a.lock")
 @example("a.lock/b")

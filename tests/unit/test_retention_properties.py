@@ -18,7 +18,7 @@ from worker.retention.inventory import Inventory, Repository, Tag, read_inventor
 from worker.retention.policy import Policies
 from worker.retention.protection import QUARANTINE, Protected
 
-FEW = settings(max_examples=50, deadline=None)
+FEW = settings(max_examples=50)
 
 
 @st.composite
