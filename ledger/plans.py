@@ -51,6 +51,11 @@ class StoredPlan:
     despite: tuple[str, ...] = ()
     """Clusters whose silence the approval takes on itself."""
 
+    @property
+    def awaits(self) -> tuple[str, ...]:
+        """Why somebody's approval is waited for; nothing once it has been given."""
+        return tuple(self.totals.get("review", ())) if self.state is PlanState.PROPOSED else ()
+
     def told(self) -> dict[str, Any]:
         """As commands and REST tell of it: JSON."""
         return {

@@ -72,8 +72,10 @@ def show(sha: str, everything: bool, as_json: bool) -> None:
         say_json({**stored.told(), "decisions": _decisions(made, report, everything=everything)})
         return
     click.echo(f"{stored.sha256}  {stored.registry}  {stored.state}  {say_time(stored.made)}")
-    for why in stored.totals.get("review", ()):
+    for why in stored.awaits:
         click.echo(f"to be approved: {why}")
+    if stored.approved_by is not None:
+        click.echo(f"approved by: {stored.approved_by}" + (f", despite {', '.join(stored.despite)}" if stored.despite else ""))
     for one in made.repositories:
         if one.freed:
             click.echo(f"frees at most: {say_size(one.freed)} of {one.name}")
@@ -144,7 +146,7 @@ def _say_plans(plans: list[StoredPlan], as_json: bool) -> None:
         return
     rows = (
         (one.sha256[:12], one.registry, str(one.state), say_time(one.made), str(one.totals.get("delete", "")),
-         str(one.totals.get("untag", "")), say_size(int(one.totals.get("freed", 0))), "; ".join(one.totals.get("review", ())))
+         str(one.totals.get("untag", "")), say_size(int(one.totals.get("freed", 0))), "; ".join(one.awaits))
         for one in plans
     )  # fmt: skip
     say_table(("PLAN", "REGISTRY", "STATE", "MADE", "DELETE", "UNTAG", "FREES", "TO BE APPROVED"), rows)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,10 @@ import pytest
 
 from tests.integration.harbor_server import NEVER, artifact, harbor
 from tests.integration.registry_server import PASSWORD, USER, RegistryServer, Reply, digest_of, run_registry, scripted
-from tests.integration.retention_site import OLD, RECENT, RetentionSite
+from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_command
 from worker.retention.decisions import read_plan
 from worker.retention.inventory import Inventory, Origin, Repository, read_inventory
 
-CRABPOT = str(Path(sys.executable).parent / "crabpot")
 POLICY = {"delete": ["*"], "keep": [{"last": 1}, {"matching": ["stable"]}], "grace": "0s", "max_share": 1.0}
 
 
@@ -29,18 +26,7 @@ def registry(registry_of_kind: RegistryServer) -> RegistryServer:
 
 @pytest.fixture
 def crabpot(tmp_path: Path):
-    """Run `crabpot retention …` as a user without a docker config; (exit code, standard output, standard error)."""
-
-    async def run(*arguments: str | Path, given: str = "", **environment: str) -> tuple[int, str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CRABPOT_", "DOCKER_"))}
-        process = await asyncio.create_subprocess_exec(
-            CRABPOT, "retention", *arguments, env={**clean, "HOME": str(tmp_path), **environment},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await process.communicate(given.encode())
-        return process.returncode or 0, out.decode(), err.decode()
-
-    return run
+    return partial(retention_command, tmp_path)
 
 
 def policy_file(folder: Path, repository: str, policy: dict[str, Any]) -> Path:
