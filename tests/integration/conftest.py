@@ -9,7 +9,7 @@ import pytest
 
 from ledger.settings import Settings
 from tests.integration.registry_kinds import KINDS, Kind
-from tests.integration.registry_server import RegistryServer
+from tests.integration.registry_server import RegistryServer, run_registry
 from tests.integration.retention_site import RetentionSite, retention_site
 
 _numbers = itertools.count()
@@ -19,6 +19,13 @@ _numbers = itertools.count()
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Each kind of registry that there is, one after another."""
     return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A docker-registry of the module's own, open to all."""
+    with run_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from ledger.build import milliseconds
@@ -24,7 +20,6 @@ from worker.kinds import KINDS
 from worker.place import Place
 from worker.registries import Registries
 
-CRABPOT = str(Path(sys.executable).parent / "crabpot")
 OLD, RECENT = "2024-01-01T00:00:00Z", "2024-06-01T00:00:00Z"
 
 
@@ -132,14 +127,3 @@ async def retention_site(settings: Settings, registry: RegistryServer, repositor
         yield RetentionSite(place, registry, repository)
     finally:
         await place.close()
-
-
-async def retention_command(home: Path, *arguments: str | Path, given: str = "", **environment: str) -> tuple[int, str, str]:
-    """Run `crabpot retention …` as a user without a docker config; (exit code, standard output, standard error)."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CRABPOT_", "DOCKER_"))}
-    process = await asyncio.create_subprocess_exec(
-        CRABPOT, "retention", *arguments, env={**clean, "HOME": str(home), **environment},
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate(given.encode())
-    return process.returncode or 0, out.decode(), err.decode()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +12,7 @@ from ledger.adoption import start
 from ledger.chores import ChoreState
 from ledger.errors import Conflict, ManifestUnknown, RegistryUnavailable
 from ledger.events import RegistryEvent
+from tests.integration.commands import run_crabpot
 from tests.integration.registry_server import RegistryServer, Reply, Request, scripted
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.chores import go_on
@@ -22,7 +21,6 @@ from worker.registry.reader import RegistryReader
 from worker.retention.inventory import Origin
 from worker.retention.remembered import Remembered
 
-CRABPOT = str(Path(sys.executable).parent / "crabpot")
 EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -258,19 +256,14 @@ async def test_without_a_catalog_what_policies_name_is_adopted(site: RetentionSi
     assert "name it under `registries`" in await site.run("adopt:other.example.com")
 
 
-async def test_the_command_waits_tells_and_fails_where_something_was_not_read(site: RetentionSite, settings, monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("CRABPOT_REDIS_URL", settings.redis_url)
-    monkeypatch.setenv("CRABPOT_CLUSTER", "local")
+async def test_the_command_waits_tells_and_fails_where_something_was_not_read(site: RetentionSite, settings, tmp_path) -> None:
     push(site, "1", EPOCH)
     file = tmp_path / "times.json"
     file.write_text(json.dumps({f"{site.name}:1": "2025-01-01T00:00:00Z"}))
 
     async def call(*words: str) -> tuple[int, str, str]:
-        process = await asyncio.create_subprocess_exec(
-            CRABPOT, "registry", "adopt", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), " ".join(err.decode().split())
+        code, out, err = await run_crabpot("registry", "adopt", *words, CRABPOT_REDIS_URL=settings.redis_url)
+        return code, out, " ".join(err.split())
 
     waiting = asyncio.create_task(call(site.name, "--times", str(file), "--json"))
     async with asyncio.timeout(20):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -19,11 +17,11 @@ from ledger.logbook import Line
 from ledger.projects import parse_projects
 from tests.faults.listed_kubernetes import listed_kubernetes
 from tests.faults.scripted_kubernetes import no
+from tests.integration.commands import run_crabpot
 from tests.integration.front_door import served
 from tests.requests import COMMIT, NOW, request_fields
 from worker.cluster.workloads import Workload
 
-CRABPOT = str(Path(sys.executable).parent / "crabpot")
 MINUTE = timedelta(minutes=1)
 IMAGE = "registry.example.com/team/demo:1.0.0"
 URL = "https://git.example.com/team/demo.git"
@@ -31,18 +29,8 @@ URL = "https://git.example.com/team/demo.git"
 
 @pytest.fixture
 def crabpot(ledger, redis_url):
-    """Run the command with the ledger's Redis and no server; (exit code, standard output, standard error)."""
-
-    async def run(*arguments: str, given: str | None = None, **environment: str) -> tuple[int, str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("CRABPOT_")}
-        process = await asyncio.create_subprocess_exec(
-            CRABPOT, *arguments, env={**clean, "CRABPOT_REDIS_URL": redis_url, **environment},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await process.communicate((given or "").encode())
-        return process.returncode or 0, out.decode(), err.decode()
-
-    return run
+    """The command with the ledger's Redis and no server."""
+    return partial(run_crabpot, CRABPOT_REDIS_URL=redis_url)
 
 
 async def submitted(crabpot, **environment: str) -> str:

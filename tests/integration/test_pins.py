@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 
 import httpx
@@ -13,16 +12,10 @@ from click.testing import CliRunner
 
 from ledger.errors import CrabpotError, ManifestUnknown, NotFound
 from producer.api.app import create_app
-from tests.integration.registry_server import RegistryServer, digest_of, run_registry
+from tests.integration.registry_server import RegistryServer, digest_of
 from worker.registry_command import command
 
 DIGEST = "sha256:" + "a" * 64
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -23,6 +18,7 @@ from ledger.store import Ledger
 from producer.cli import promote as command
 from producer.cli.client import Client
 from producer.promote import promote
+from tests.integration.commands import run_crabpot, working
 from tests.integration.front_door import served
 from tests.integration.registry_server import DOCKER_MANIFEST, RegistryServer, digest_of, run_registry
 from tests.scripted_cluster import ScriptedCluster
@@ -32,15 +28,8 @@ from worker.place import Place
 from worker.registries import Registries
 from worker.registry.client import RegistryClient
 
-CRABPOT = str(Path(sys.executable).parent / "crabpot")
 PROMOTED, OVERTAKEN, FAILED, WAITING = PromotionState.PROMOTED, PromotionState.OVERTAKEN, PromotionState.FAILED, PromotionState.WAITING
 NOBODYS = digest_of(b"nobody pushed this")
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -315,31 +304,8 @@ async def test_a_key_that_was_used_for_something_else(place: Place, registry: Re
         await promote(place.ledger, {**given, "targets": [f"{host}/shop/key:b"]}, idempotency_key="k")
 
 
-@asynccontextmanager
-async def working(place: Place) -> AsyncIterator[None]:
-    """A leader and a worker, as far as chores are concerned."""
-
-    async def work() -> None:
-        while True:
-            for name in await place.ledger.chores.due():
-                await go_on(place, name, KINDS)
-            await asyncio.sleep(0.05)
-
-    task = asyncio.create_task(work())
-    yield
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-
-
 async def crabpot(place: Place, *arguments: str) -> tuple[int, str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CRABPOT_")}
-    process = await asyncio.create_subprocess_exec(
-        CRABPOT, "promote", *arguments, env={**clean, "CRABPOT_REDIS_URL": place.settings.redis_url},
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    return await run_crabpot("promote", *arguments, CRABPOT_REDIS_URL=place.settings.redis_url)
 
 
 async def test_the_command(place: Place, registry: RegistryServer) -> None:

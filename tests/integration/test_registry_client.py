@@ -26,12 +26,6 @@ from worker.registry import Anonymous, DockerConfig, RegistryClient
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("open")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     with run_registry(tmp_path_factory.mktemp("closed"), htpasswd=True) as server:
         server.push_image("team/app", "1")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ledger.projects import parse_projects
+from tests.integration.commands import run_crabpot
 from tests.integration.registry_kinds import KINDS
 from tests.integration.registry_server import (
     OCI_MANIFEST,
@@ -25,28 +22,14 @@ from tests.integration.registry_server import (
     scripted,
 )
 
-CRABPOT = str(Path(sys.executable).parent / "crabpot")
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
 
 @pytest.fixture
 def crabpot(registry: RegistryServer, tmp_path: Path):
     """Run `crabpot registry …` as a user without a docker config; (exit code, standard output, standard error)."""
 
     async def run(*arguments: str, host: str = registry.host, **environment: str) -> tuple[int, str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("CRABPOT_", "DOCKER_"))}
         options = [] if "--project" in arguments else ["--insecure", host]
-        process = await asyncio.create_subprocess_exec(
-            CRABPOT, "registry", *arguments, *options, env={**clean, "HOME": str(tmp_path), **environment},
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        return await run_crabpot("registry", *arguments, *options, **{"HOME": str(tmp_path), **environment})
 
     return run
 

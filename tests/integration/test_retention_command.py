@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.integration.registry_server import RegistryServer, digest_of, run_registry
-from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_command
-from worker.chores import go_on
-from worker.kinds import KINDS
+from tests.integration.commands import run_crabpot, working
+from tests.integration.registry_server import digest_of
+from tests.integration.retention_site import OLD, RECENT, RetentionSite
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 @pytest.fixture
 async def crabpot(site: RetentionSite, redis_url: str, tmp_path: Path) -> AsyncIterator[Command]:
     """The command, and a worker that does what it asks for."""
-
-    async def work() -> None:
-        while True:
-            for name in await site.ledger.chores.due():
-                await go_on(site.place, name, KINDS, seconds=5)
-            await asyncio.sleep(0.02)
-
-    worker = asyncio.create_task(work())
-    yield partial(retention_command, tmp_path, CRABPOT_REDIS_URL=redis_url, CRABPOT_CLUSTER="local", CRABPOT_STATE=str(tmp_path / "state"))
-    assert not worker.done(), worker
-    worker.cancel()
+    async with working(site.place):
+        yield partial(run_crabpot, "retention", HOME=str(tmp_path), CRABPOT_REDIS_URL=redis_url)
 
 
 async def test_a_person_makes_a_plan_reads_it_lets_it_go_and_takes_it_back(site: RetentionSite, crabpot: Command) -> None:

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import httpx
-import pytest
 from click.testing import CliRunner
 
 from tests.faults.points import Point, points
-from tests.integration.registry_server import RegistryServer, Reply, Request, digest_of, run_registry, scripted
+from tests.integration.registry_server import RegistryServer, Reply, Request, digest_of, scripted
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.registry_command import command
 
 _PAUSE = 1
 """Seconds that the busy registry asks for."""
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 async def test_zot_2_1_20_and_distribution_3_beta_1_a_dry_run_changes_nothing(site: RetentionSite, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.integration.commands import run_crabpot
 from tests.integration.harbor_server import NEVER, artifact, harbor
 from tests.integration.registry_server import PASSWORD, USER, RegistryServer, Reply, digest_of, run_registry, scripted
-from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_command
+from tests.integration.retention_site import OLD, RECENT, RetentionSite
 from worker.retention.decisions import read_plan
 from worker.retention.inventory import Inventory, Origin, Repository, read_inventory
 
@@ -26,7 +27,7 @@ def registry(registry_of_kind: RegistryServer) -> RegistryServer:
 
 @pytest.fixture
 def crabpot(tmp_path: Path):
-    return partial(retention_command, tmp_path)
+    return partial(run_crabpot, "retention", HOME=str(tmp_path))
 
 
 def policy_file(folder: Path, repository: str, policy: dict[str, Any]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from tests.cluster_objects import cron_job, making, pod_of, replica_set, running
 from tests.faults.kubernetes_api import write_kubeconfig
 from tests.faults.listed_kubernetes import ListedKubernetes, listed_kubernetes
 from tests.faults.scripted_kubernetes import FAST, no
-from tests.integration.registry_server import RegistryServer, digest_of, run_registry
+from tests.integration.registry_server import RegistryServer, digest_of
 from tests.integration.retention_site import OLD, RECENT, RetentionSite, retention_site
 from worker.cluster.workloads import Workload
 from worker.retention.inquiries import Inquiries
@@ -23,12 +23,6 @@ from worker.retention.inquiries import Inquiries
 _numbers = itertools.count()
 AUTOMATIC = {"apply": "automatic"}
 DENIED = no(403, "Forbidden", 'User "ada" cannot list resource "cronjobs" in API group "batch" at the cluster scope')
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 @pytest.fixture
