@@ -90,11 +90,10 @@ async def log_of(cluster: Cluster, name: PodName) -> str:
         return "".join([line.text + "\n" async for line in cluster.logs(name)])
 
 
-async def printed(cluster: Cluster, name: PodName) -> None:
-    """Returns once the program has written a line: a pod is RUNNING a moment before that, and may be deleted before it executes anything."""
-    await seen(cluster, name, is_running)
+async def first_line(cluster: Cluster, name: PodName) -> str:
+    """What the program of a running pod writes first: before, it may not have executed anything."""
     async with asyncio.timeout(PATIENCE), closing(cluster.logs(name)) as lines:
-        await anext(lines)
+        return (await anext(lines)).text
 
 
 def find(snapshot: Snapshot, name: PodName) -> Pod | None:
@@ -235,7 +234,8 @@ class ClusterContract:
 
     async def test_a_running_pod_is_ended_by_its_deletion(self, cluster: Cluster, run: Any) -> None:
         pod = await run("sleep")
-        await printed(cluster, pod.name)
+        await seen(cluster, pod.name, is_running)
+        await first_line(cluster, pod.name)
         before = await cluster.pods()
         await cluster.delete(pod.name, pod.uid, GRACE)
         end = (await until(cluster, pod.name, is_ended, before.version))[-1]

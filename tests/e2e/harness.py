@@ -339,6 +339,10 @@ class Crabpot:
         record = self.read(build)
         return self.cluster.get(self.namespace, "pod", record.current.runs[0].pod) if record.attempt else None
 
+    def pods(self) -> list[dict[str, Any]]:
+        """All pods of its namespace as the administrator sees them."""
+        return json.loads(self.cluster.kubectl("--namespace", self.namespace, "get", "pods", "--output", "json"))["items"]
+
     def keep_pod(self, name: str) -> dict[str, Any]:
         """The pod of that build once it is there."""
         return until(lambda: self.pod(name), f"a pod of {name}", 60)

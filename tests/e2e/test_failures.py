@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,8 +128,7 @@ def unseen(
         names = {name: crabpot.read(build).current.runs[0].pod for name, build in builds.items()}
 
         def ended() -> bool:
-            pods = json.loads(cluster.kubectl("--namespace", crabpot.namespace, "get", "pods", "--output", "json"))["items"]
-            states = {pod["metadata"]["name"]: pod["status"].get("containerStatuses", [{}])[0].get("state", {}) for pod in pods}
+            states = {pod["metadata"]["name"]: pod["status"].get("containerStatuses", [{}])[0].get("state", {}) for pod in crabpot.pods()}
             found.messages = {
                 name: states[pod]["terminated"].get("message", "") for name, pod in names.items() if "terminated" in states.get(pod, {})
             }
@@ -178,8 +176,7 @@ def test_each_failure_is_told_of_once_and_leaves_nothing_behind(unseen: Unseen) 
         finished = crabpot.events(build)[-1]["data"]["customData"]
         assert (finished["outcome"], finished["reason"]) == ("failure", str(crabpot.read(build).reason))
     assert crabpot.slots() == {}
-    here = ("--namespace", crabpot.namespace)
-    until(lambda: not json.loads(crabpot.cluster.kubectl(*here, "get", "pods", "--output", "json"))["items"], "every pod is gone")
+    until(lambda: not crabpot.pods(), "every pod is gone")
 
 
 def test_a_secret_that_does_not_exist(crabpot: Crabpot) -> None:

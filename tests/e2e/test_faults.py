@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,19 +39,7 @@ def ended_once(crabpot: Crabpot, builds: list[str]) -> None:
         assert record.attempt == 1, "a killed process costs the build nothing"
         assert crabpot.pushed(record).labels["dev.crabpot.attempt"] == f"{build}.1"
     assert crabpot.slots() == {}
-    here = ("--namespace", crabpot.namespace)
-    until(lambda: not json.loads(crabpot.cluster.kubectl(*here, "get", "pods", "--output", "json"))["items"], "every pod is gone")
-
-
-def all_end(crabpot: Crabpot, count: int) -> None:
-    """Wait until the container of each of so many pods has ended."""
-
-    def look() -> bool:
-        pods = json.loads(crabpot.cluster.kubectl("--namespace", crabpot.namespace, "get", "pods", "--output", "json"))["items"]
-        ended = [pod for pod in pods if "terminated" in pod["status"].get("containerStatuses", [{}])[0].get("state", {})]
-        return len(ended) == count
-
-    until(look, "every container has ended", 60)
+    until(lambda: not crabpot.pods(), "every pod is gone")
 
 
 def test_worker_and_watcher_killed_while_builds_run(mortal: Crabpot) -> None:
@@ -78,13 +65,18 @@ def test_a_worker_killed_while_it_starts_builds(mortal: Crabpot) -> None:
 
 def test_a_watcher_killed_while_builds_run_and_end(mortal: Crabpot) -> None:
     """The ends fall into the time in which nobody leads; they are recorded by the next."""
+
+    def all_ended() -> bool:
+        ended = [pod for pod in mortal.pods() if "terminated" in pod["status"].get("containerStatuses", [{}])[0].get("state", {})]
+        return len(ended) == len(builds)
+
     with gate(mortal.cluster.host) as opens:
         builds = submit(mortal, "ends", 3, opens.wait)
         for build in builds:
             mortal.until_state(build, State.STARTING, State.RUNNING)
         mortal.kill("watch")
         opens.open()
-        all_end(mortal, len(builds))
+        until(all_ended, "every container has ended", 60)
     assert not [build for build in builds if mortal.read(build).state.final], "nobody watched"
     mortal.start("watch")
     ended_once(mortal, builds)

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.timeout(300)
 """A node that is gone is noticed by Kubernetes after up to 80 s."""
 
 BUILDS, AT_ONCE = 120, 7
+SEEN = ("build.queued", "build.started", "build.finished")
+UNSEEN = ("build.queued", "build.finished")
+"""Of a pod that runs for 0.3 s: it may have ended before anybody looks."""
 CROWD = {"node_selector": {"crowd": "true"}, "tolerations": [{"key": "crowd", "operator": "Exists"}]}
 
 
@@ -117,13 +120,13 @@ def test_two_watchers_and_ten_workers_do_nothing_twice(queue: Crabpot, crowd: li
         time.sleep(1)  # whatever would come a second time
     finally:
         live.stop()
+    told = Counter[tuple[str, ...]]()
     for build in builds:
-        record = queue.read(build)
-        # A pod that runs for 0.3 s may have ended before anybody looks; then nobody tells that it started.
-        names = [name for name in queue.event_names(build) if name != "build.started"]
-        assert (record.attempt, names) == (1, ["build.queued", "build.finished"]), queue.tell(build)
-        assert queue.event_names(build).count("build.started") <= 1
+        record, names = queue.read(build), tuple(queue.event_names(build))
+        told[names] += 1
+        assert (record.attempt, names) in ((1, SEEN), (1, UNSEEN)), queue.tell(build)
         assert len(live.uids[record.current.runs[0].pod]) == 1
+    assert told[SEEN] > BUILDS / 2, "that most of them started is told"
     assert live.most["all"] <= AT_ONCE
     assert live.most["open"] <= AT_ONCE - 2
     assert live.most["all"] > AT_ONCE / 2, "several ran at once"

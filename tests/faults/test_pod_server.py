@@ -215,6 +215,7 @@ async def test_a_create_that_is_not_answered_is_one_pod(server, make_launch, tro
     async with opened(server, answer=0.5) as impatient:
         pod = await impatient.launch(launch := make_launch("x"))
     assert server.store.created == {launch.pod: [pod.uid]}
+    assert server.troubles.met["create"] == 1
     assert server.troubles.seen["create"] >= 2  # a slow machine's second answer may come too late as well
 
 

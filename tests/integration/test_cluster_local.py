@@ -20,7 +20,22 @@ from uuid import uuid4
 import pytest
 
 from ledger.errors import LaunchRefused, WatchExpired
-from tests.contract import GRACE, PATIENCE, ClusterContract, Kind, closing, ended, find, is_ended, is_gone, is_running, log_of, seen, until
+from tests.contract import (
+    GRACE,
+    PATIENCE,
+    ClusterContract,
+    Kind,
+    closing,
+    ended,
+    find,
+    first_line,
+    is_ended,
+    is_gone,
+    is_running,
+    log_of,
+    seen,
+    until,
+)
 from worker.cluster import FolderMount, Launch, Phase, PodName, SecretMount, SecretVariable
 from worker.cluster.folder import LaunchFolder
 from worker.cluster.local import LocalCluster
@@ -136,11 +151,6 @@ async def dead(pid: int) -> None:
         process = os.pidfd_open(pid)
         await asyncio.to_thread(select.select, [process], [], [], PATIENCE)
         os.close(process)
-
-
-async def first_line(cluster: LocalCluster, name: PodName) -> str:
-    async with asyncio.timeout(PATIENCE), closing(cluster.logs(name)) as lines:
-        return (await anext(lines)).text
 
 
 async def test_one_process_launches_and_another_watches(cluster: LocalCluster, other: LocalCluster) -> None:
@@ -265,11 +275,13 @@ async def test_a_launch_that_never_started_ends_by_its_deletion(cluster: LocalCl
 async def test_a_launch_that_is_deleted_between_its_claim_and_its_start_executes_nothing(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims: list[int | None] = []
+    claims: list[int] = []
 
     async def claimed(name: str) -> None:
         with LaunchFolder.open(tmp_path / "state" / "pods" / name) as folder:
-            claims.append(folder.claim())
+            claim = folder.claim()
+            assert claim is not None
+            claims.append(claim)
 
     launch = make("succeed")
     with monkeypatch.context() as patch:
@@ -286,7 +298,6 @@ async def test_a_launch_that_is_deleted_between_its_claim_and_its_start_executes
         assert await log_of(cluster, launch.pod) == ""
     finally:
         for descriptor in (told, tell, *claims):
-            assert descriptor is not None
             os.close(descriptor)
 
 
