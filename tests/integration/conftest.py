@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from ledger.settings import Settings
+from tests.integration.kept_registry import KeptRegistry, kept_registry
 from tests.integration.registry_kinds import KINDS, Kind
 from tests.integration.registry_server import RegistryServer, run_registry
 from tests.integration.retention_site import RetentionSite, retention_site
@@ -33,6 +35,13 @@ def registry_of_kind(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> It
     """One of that kind; a module that wants its tests run with each of them calls it `registry`."""
     with kind.run(tmp_path_factory.mktemp("registry")) as server:
         yield server
+
+
+@pytest.fixture
+def registry_place(tmp_path: Path) -> Iterator[KeptRegistry]:
+    """A docker-registry of the test's own that is kept running and can be collected."""
+    with kept_registry(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture

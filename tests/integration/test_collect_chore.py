@@ -18,7 +18,6 @@ from tests.event_schemas import validate
 from tests.integration.kept_registry import KeptRegistry as RegistryPlace
 from tests.integration.registry_kinds import KINDS as KINDS_OF_REGISTRIES
 from tests.integration.test_collect_local import ours
-from tests.integration.test_collect_local import place as registry_place  # noqa: F401 - a fixture
 from tests.scripted_cluster import ScriptedCluster
 from worker.chores import go_on
 from worker.collect.chore import said_of
@@ -31,7 +30,7 @@ from worker.schedules import planned_of
 
 
 @pytest.fixture
-async def here(ledger, settings, registry_place):  # noqa: F811
+async def here(ledger, settings, registry_place):
     """A worker's place, and the registry under `collect`."""
     given = parse_projects(PROJECTS)
     projects = Projects.model_validate(
@@ -61,7 +60,7 @@ async def told(ledger) -> list[dict]:
     return events
 
 
-async def test_a_run_is_told_with_what_it_freed_and_read_back(here, registry_place: RegistryPlace):  # noqa: F811
+async def test_a_run_is_told_with_what_it_freed_and_read_back(here, registry_place: RegistryPlace):
     host, garbage = registry_place.settings.registry, registry_place.fill()
     await here.ledger.chores.start(f"weigh:{host}", host)
     await work(here, f"weigh:{host}")
@@ -81,7 +80,7 @@ async def test_a_run_is_told_with_what_it_freed_and_read_back(here, registry_pla
     registry_place.check()
 
 
-async def test_what_a_lost_run_left_is_mended_and_told(here, registry_place: RegistryPlace):  # noqa: F811
+async def test_what_a_lost_run_left_is_mended_and_told(here, registry_place: RegistryPlace):
     host = registry_place.settings.registry
     registry_place.fill()
     await LocalSite(registry_place.settings).close("lost", ours)
@@ -136,7 +135,7 @@ class _NoPolicies:
         return ()
 
 
-async def test_the_command_starts_shows_and_fails_as_the_run_does(here, settings, registry_place: RegistryPlace, monkeypatch):  # noqa: F811
+async def test_the_command_starts_shows_and_fails_as_the_run_does(here, settings, registry_place: RegistryPlace, monkeypatch):
     host = registry_place.settings.registry
     monkeypatch.setenv("CRABPOT_REDIS_URL", settings.redis_url)
 

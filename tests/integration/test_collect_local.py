@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from ledger.errors import ClusterUnavailable
 from tests.collect_runs import SAVED, SITE, Around, Killed, drive
-from tests.integration.kept_registry import KeptRegistry, kept_registry, until
+from tests.integration.kept_registry import KeptRegistry, until
 from tests.integration.registry_server import digest_of
 from worker.collect.local import LocalSite
 from worker.collect.steps import Purpose
@@ -20,9 +19,8 @@ from worker.registry.credentials import Anonymous
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[KeptRegistry]:
-    with kept_registry(tmp_path) as found:
-        yield found
+def place(registry_place: KeptRegistry) -> KeptRegistry:
+    return registry_place
 
 
 async def ours() -> None:
